@@ -1,0 +1,136 @@
+"""Directories that are written whole or not at all, and that know when they were altered.
+
+A directory holds plain files, tensors as safetensors, and last a `manifest.json` with the SHA-256 of each. Nothing
+here can execute code on loading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from tsde.errors import ArtifactError, CannotWriteError, MissingInputError
+
+SCHEMA_VERSION = 1
+_MANIFEST = "manifest.json"
+
+
+def write_files(folder: Path, files: Mapping[str, bytes], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Replace `folder` by one that holds exactly these files; names may contain one `/`.
+
+    Everything is written to a temporary sibling, synced, and renamed into place.
+
+    Raises:
+        CannotWriteError: if it cannot be written, or if `folder` exists and was not written by this function.
+    """
+    folder = Path(folder)
+    payload = dict(files)
+    for name, group in tensors.items():
+        payload[name] = save_tensors({key: value.detach().contiguous().clone() for key, value in group.items()})
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(payload.items())}
+    payload[_MANIFEST] = json.dumps({"schema": SCHEMA_VERSION, "files": digests}, indent=1).encode()
+    if folder.exists() and not (folder / _MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CannotWriteError(
+            f"{folder} exists and was not written by tsde; give --out another name or remove it first"
+        )
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        for name, data in payload.items():
+            _write_synced(temporary / name, data)
+        temporary.chmod(0o755)
+        _swap(temporary, folder)
+    except OSError as error:
+        raise CannotWriteError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write one file whole or not at all.
+
+    Raises:
+        CannotWriteError: if it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_synced(temporary, data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CannotWriteError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_files(folder: Path) -> tuple[dict[str, bytes], dict[str, dict[str, Tensor]]]:
+    """Plain files and tensor files of a directory, each checked against the manifest.
+
+    Raises:
+        MissingInputError: if there is no such directory.
+        ArtifactError: if it is not one of ours, is from a newer version, or a file is missing or altered.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MissingInputError(f"expected a directory written by tsde, but {folder} does not exist")
+    if not (folder / _MANIFEST).is_file():
+        raise ArtifactError(f"{folder} has no {_MANIFEST}: expected a directory written by tsde")
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        version, digests = int(manifest["schema"]), dict(manifest["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder / _MANIFEST} is not readable as a manifest of tsde") from error
+    if version > SCHEMA_VERSION:
+        raise ArtifactError(f"{folder} has schema {version}, this tsde reads up to {SCHEMA_VERSION}: upgrade tsde")
+    files: dict[str, bytes] = {}
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, digest in digests.items():
+        data = _read_checked(folder, name, digest)
+        if name.endswith(".safetensors"):
+            tensors[name] = load_tensors(data)
+        else:
+            files[name] = data
+    return files, tensors
+
+
+def _read_checked(folder: Path, name: str, digest: str) -> bytes:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ArtifactError(f"{folder / _MANIFEST} names {name!r}, which lies outside the directory")
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing: the directory is torn; copy or train it again")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ArtifactError(f"{path} does not match its SHA-256 in {_MANIFEST}: it was altered or damaged")
+    return data
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _swap(temporary: Path, folder: Path) -> None:
+    """Rename into place; an old version steps aside first, since a full directory cannot be replaced in one call."""
+    if not folder.exists():
+        os.rename(temporary, folder)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    os.rename(folder, aside / "was")
+    os.rename(temporary, folder)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,129 @@
+"""Conformal correction of quantiles by lead time and channel, fitted on held-out windows of held-out series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from tsde.distribution import Quantiles
+
+
+class CalibrationConfig(BaseModel):
+    """How forecasts are corrected after training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = True
+    lead_bins: int = Field(4, ge=1, description="groups of lead times with a correction of their own")
+    shrinkage: float = Field(30.0, ge=0, description="series' worth of trust in the overall correction before a group's")
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Forecasts with known answers, flattened: what a calibrator is fitted on and what coverage is measured on.
+
+    Attributes:
+        forecast: batch shape `(M,)`, scaled, on the grid of levels.
+        value, lead: `(M,)`. channel, series: `(M,)` int64.
+    """
+
+    forecast: Quantiles
+    value: Tensor
+    lead: Tensor
+    channel: Tensor
+    series: Tensor
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Residuals]) -> Residuals:
+        forecast = Quantiles(
+            torch.cat([part.forecast.mean for part in parts]),
+            torch.cat([part.forecast.values for part in parts]),
+            parts[0].forecast.levels,
+        )
+        fields = ("value", "lead", "channel", "series")
+        return cls(forecast, *(torch.cat([getattr(part, name) for part in parts]) for name in fields))
+
+
+class Calibrator:
+    """Each quantile moved by a multiple of the forecast's own spread so that it holds at its level.
+
+    With s = q_0.9 - q_0.1 the conformity score of level p is e = (y - q_p) / s, and q_p becomes q_p + d_p s, where
+    d_p is the conformal p-quantile of the scores: one-sided conformalised quantile regression (Romano, Patterson and
+    Candes 2019) at every level, with multiplicative scores. Deviation: d_p is taken per lead-time bin and per channel,
+    each shrunk towards the correction over all data with the weight n / (n + shrinkage), n the number of
+    *series* behind it, since the windows of one series are not exchangeable with those of another.
+
+    Attributes:
+        edges: `(bins - 1,)` lead times in horizons between bins.
+        shift: `(bins, C, Q)`.
+    """
+
+    def __init__(self, edges: Tensor, shift: Tensor):
+        self.edges, self.shift = edges, shift
+
+    @classmethod
+    def identity(cls, channels: int, levels: int) -> Calibrator:
+        """The calibrator that changes nothing."""
+        return cls(torch.zeros(0), torch.zeros(1, channels, levels))
+
+    @classmethod
+    def fit(cls, residuals: Residuals, channels: int, config: CalibrationConfig) -> Calibrator:
+        """Fit on held-out residuals; too few of them leave the forecasts nearly as they are."""
+        levels = residuals.forecast.levels
+        if not config.enabled or len(residuals.value) == 0:
+            return cls.identity(channels, len(levels))
+        steps = torch.arange(1, config.lead_bins) / config.lead_bins
+        edges = torch.quantile(residuals.lead[: 2**24], steps).unique() if len(steps) else torch.zeros(0)
+        scores = (residuals.value[:, None] - residuals.forecast.values) / _spread(residuals.forecast)[:, None]
+        series = residuals.series
+        overall = _shrunk(scores, series, levels, torch.zeros(len(levels)), config.shrinkage)
+        bins = torch.bucketize(residuals.lead, edges)
+        by_bin = torch.stack(
+            [
+                _shrunk(scores[bins == b], series[bins == b], levels, overall, config.shrinkage)
+                for b in range(len(edges) + 1)
+            ]
+        )
+        centred = scores - by_bin[bins]  # what is left for the channels to explain
+        by_channel = torch.stack(
+            [
+                _shrunk(centred[residuals.channel == c], series[residuals.channel == c], levels, 0 * overall, config.shrinkage)
+                for c in range(channels)
+            ]
+        )
+        return cls(edges, by_bin[:, None] + by_channel)
+
+    def __call__(self, forecast: Quantiles, lead: Tensor, channel: Tensor) -> Quantiles:
+        """Corrected quantiles, never crossing; `lead` and `channel` broadcast to the batch shape. The mean stays."""
+        shift = self.shift[torch.bucketize(lead.contiguous(), self.edges), channel]
+        values = forecast.values + shift * _spread(forecast)[..., None]
+        return Quantiles(forecast.mean, values.cummax(-1).values, forecast.levels)
+
+
+def _spread(forecast: Quantiles) -> Tensor:
+    """q_0.9 - q_0.1, kept positive."""
+    low, high = forecast.at(torch.tensor([0.1, 0.9])).unbind(-1)
+    return (high - low).clamp(min=1e-6)
+
+
+def _shrunk(scores: Tensor, series: Tensor, levels: Tensor, towards: Tensor, shrinkage: float) -> Tensor:
+    """Conformal quantile of each column of `scores (M, Q)` at its own level, shrunk towards `towards (Q,)`.
+
+    Level p of n exchangeable scores is the order statistic ceil(p (n + 1)) from above the median, and its mirror
+    image below, both moved outwards; n counts series.
+    """
+    count = len(series.unique())
+    if count == 0:
+        return towards
+    outward = (levels - 0.5) * (count + 1) / count + 0.5
+    ordered = scores.sort(0).values
+    position = (outward.clamp(0, 1) * len(ordered) - 0.5).clamp(0, len(ordered) - 1)
+    left = position.floor().long()
+    right = (left + 1).clamp(max=len(ordered) - 1)
+    column = torch.arange(len(levels))
+    own = torch.lerp(ordered[left, column], ordered[right, column], position - left)
+    return towards + (own - towards) * (count / (count + shrinkage))

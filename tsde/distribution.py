@@ -1,0 +1,162 @@
+"""Distributions as the currency between models, calibration and tables.
+
+`torch.distributions` as far as it goes, and two members of our own: `Quantiles`, a mean beside a monotone quantile
+function on a grid of levels, and `Empirical`, equally likely samples. `quantiles` answers for any of them, and
+`summarise` turns any of them into `Quantiles`, the form in which members are averaged, corrected and un-scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import singledispatch
+
+import torch
+from scipy import special
+from torch import Tensor
+from torch.distributions import Distribution, Normal, StudentT
+
+GRID = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
+GRID = GRID + tuple(round(1 - level, 3) for level in reversed(GRID[:-1]))
+"""Levels at which a forecast is carried through averaging and calibration."""
+
+
+class Quantiles(Distribution):
+    """A mean and a quantile function known at some levels, linear in between, with exponential tails.
+
+    q(p) interpolates `(levels, values)`; below the first level p_1 it is q_1 - b log(p_1 / p), where b makes the
+    slope continuous with the first segment, and likewise above the last: finite at every p in (0, 1).
+
+    Args:
+        mean: batch shape `(...)`.
+        values: `(..., Q)`, non-decreasing along Q.
+        levels: `(Q,)`, increasing, inside (0, 1), Q >= 2.
+    """
+
+    arg_constraints: dict = {}
+
+    def __init__(self, mean: Tensor, values: Tensor, levels: Tensor):
+        self._mean, self.values, self.levels = mean, values, levels
+        super().__init__(mean.shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._mean
+
+    def at(self, levels: Tensor) -> Tensor:
+        """q(p) at `levels (P,)` -> `(..., P)`."""
+        known, values = self.levels, self.values
+        right = torch.searchsorted(known, levels).clamp(1, len(known) - 1)
+        left = right - 1
+        weight = ((levels - known[left]) / (known[right] - known[left])).clamp(0, 1)
+        inside = torch.lerp(values[..., left], values[..., right], weight)
+        low, high = self._tail_scales()
+        below = (known[0] / levels).log().clamp(min=0)
+        above = ((1 - known[-1]) / (1 - levels)).log().clamp(min=0)
+        return inside - low[..., None] * below + high[..., None] * above
+
+    def _tail_scales(self) -> tuple[Tensor, Tensor]:
+        known, values = self.levels, self.values
+        low = (values[..., 1] - values[..., 0]) * known[0] / (known[1] - known[0])
+        high = (values[..., -1] - values[..., -2]) * (1 - known[-1]) / (known[-1] - known[-2])
+        return low, high
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density: constant on each segment of the quantile function, exponential in the tails.
+
+        No segment counts as narrower than 0.01, else a forecast that is sure of a discrete value has any density.
+        """
+        known, values = self.levels, self.values
+        tiny = 0.01
+        step = torch.diff(values).clamp(min=tiny)
+        index = torch.searchsorted(values.contiguous(), value[..., None].contiguous())
+        segment = (index - 1).clamp(0, len(known) - 2)
+        width = step.gather(-1, segment)[..., 0]
+        density = (torch.diff(known)[segment[..., 0]] / width).log()
+        low, high = (scale.clamp(min=tiny) for scale in self._tail_scales())
+        below = (known[0] / low).log() - (values[..., 0] - value) / low
+        above = ((1 - known[-1]) / high).log() - (value - values[..., -1]) / high
+        return torch.where(value < values[..., 0], below, torch.where(value > values[..., -1], above, density))
+
+
+class Empirical(Distribution):
+    """S equally likely samples, `(S, ...)`; the mean may be given where it is known more exactly than by averaging."""
+
+    arg_constraints: dict = {}
+
+    def __init__(self, samples: Tensor, mean: Tensor | None = None):
+        self.samples, self._mean = samples, samples.mean(0) if mean is None else mean
+        super().__init__(samples.shape[1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._mean
+
+
+@singledispatch
+def quantiles(distribution: Distribution, levels: Tensor) -> Tensor:
+    """The quantile function at `levels (P,)`: batch shape `(...)` -> `(..., P)`, non-decreasing along P.
+
+    Raises:
+        TypeError: for a distribution this program does not carry.
+    """
+    raise TypeError(f"expected Normal, StudentT, Quantiles or Empirical, got {type(distribution).__name__}")
+
+
+@quantiles.register
+def _(distribution: Quantiles, levels: Tensor) -> Tensor:
+    return distribution.at(levels)
+
+
+@quantiles.register
+def _(distribution: Normal, levels: Tensor) -> Tensor:
+    return distribution.mean[..., None] + distribution.stddev[..., None] * torch.special.ndtri(levels)
+
+
+@quantiles.register
+def _(distribution: StudentT, levels: Tensor) -> Tensor:
+    degrees = distribution.df[..., None].detach().cpu().double().numpy()  # torch has no inverse for Student's t
+    standard = torch.as_tensor(special.stdtrit(degrees, levels.cpu().double().numpy()))
+    return distribution.loc[..., None] + distribution.scale[..., None] * standard.to(distribution.scale)
+
+
+@quantiles.register
+def _(distribution: Empirical, levels: Tensor) -> Tensor:
+    ordered = distribution.samples.sort(0).values.movedim(0, -1)  # (..., S)
+    count = ordered.shape[-1]
+    position = (levels * count - 0.5).clamp(0, count - 1)
+    left = position.floor().long()
+    right = (left + 1).clamp(max=count - 1)
+    return torch.lerp(ordered[..., left], ordered[..., right], position - left)
+
+
+def summarise(distribution: Distribution, levels: Sequence[float] = GRID) -> Quantiles:
+    """Any distribution as its mean and its quantiles on a grid of levels."""
+    grid = torch.tensor(levels, device=distribution.mean.device)
+    return Quantiles(distribution.mean, quantiles(distribution, grid), grid)
+
+
+def average(members: Sequence[Quantiles]) -> Quantiles:
+    """Several forecasts of the same thing as one: means and quantile functions averaged (Vincent 1912).
+
+    Averaging quantile functions keeps the members' typical width and shape; pooling densities would widen them.
+    """
+    mean = torch.stack([member.mean for member in members]).mean(0)
+    values = torch.stack([member.values for member in members]).mean(0)
+    return Quantiles(mean, values, members[0].levels)
+
+
+def affine(distribution: Quantiles, location: Tensor, scale: Tensor) -> Quantiles:
+    """The law of `location + scale * X` for a positive scale, both broadcast over the batch shape."""
+    values = location[..., None] + scale[..., None] * distribution.values
+    return Quantiles(location + scale * distribution.mean, values, distribution.levels)
+
+
+def pool(components: Distribution, count: int = 16) -> Empirical:
+    """An equal mixture over the first batch dimension: `(S, ...)` components -> `Empirical` on `(...)`.
+
+    Each component gives its quantiles at the midpoints of `count` equal slices, a stratified sample without
+    randomness, and its exact mean.
+    """
+    levels = (torch.arange(count, device=components.mean.device) + 0.5) / count
+    samples = quantiles(components, levels).movedim(-1, 1).flatten(0, 1)  # (S * count, ...)
+    return Empirical(samples, components.mean.mean(0))

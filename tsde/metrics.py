@@ -1,0 +1,184 @@
+"""Scores of forecasts against what was observed, entry by entry, and the means that read them.
+
+Every score keeps the shape of `y` and may be anything, NaN included, where nothing was observed; `masked_mean` and
+`clustered_mean` then leave those entries out. All scores are negatively oriented (smaller is better) and in the unit
+of the values, except `mse` (squared) and the frequencies.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tsde.errors import UsageError
+
+
+def masked_mean(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
+    """Mean of `x` where `mask` (broadcast to x) is on, over all entries or over `dim`; NaN if nothing was observed."""
+    return torch.where(mask, x, 0.0).sum(dim) / mask.expand(x.shape).sum(dim)
+
+
+def clustered_mean(x: Tensor, mask: Tensor, cluster: Tensor) -> tuple[float, float]:
+    """Mean over observed entries and its standard error when entries of one cluster (a series) are dependent.
+
+    With cluster totals `t_g`, observed counts `n_g`, `N = sum n_g` and `G` clusters that observed anything,
+
+        m = sum_g t_g / N,    se^2 = G / (G - 1) * sum_g (t_g - m n_g)^2 / N^2,
+
+    the linearised (Taylor) variance of a ratio of totals. Clusters of one entry give the usual `sd / sqrt(N)`.
+
+    Args:
+        x: `(*R, ...)` scores.
+        mask: broadcastable to x, True where a value was observed.
+        cluster: `(*R)` integer identity of each row; equal numbers may be anywhere in it.
+
+    Returns:
+        (mean, standard error); the error is inf for fewer than two clusters, which say nothing about their spread,
+        and the mean is NaN if nothing was observed.
+
+    Source: Cochran, Sampling Techniques (1977), chapter 6, without the finite-population factor.
+    """
+    rows = cluster.numel()
+    observed = mask.expand(x.shape).reshape(rows, -1)
+    seen = torch.where(observed, x.reshape(rows, -1).double(), 0.0)
+    groups, index = torch.unique(cluster, return_inverse=True)
+    per_row = torch.stack([seen.sum(1), observed.sum(1)], dim=1)
+    sums = seen.new_zeros(len(groups), 2).index_add(0, index.flatten(), per_row)
+    totals, counts = sums[sums[:, 1] > 0].unbind(1)
+    mean = totals.sum() / counts.sum()
+    if len(counts) < 2:
+        return float(mean), math.inf
+    variance = (totals - mean * counts).square().sum() * len(counts) / (len(counts) - 1)
+    return float(mean), float(variance.sqrt() / counts.sum())
+
+
+def mse(mean: Tensor, y: Tensor) -> Tensor:
+    """Squared error of each entry; it asks for the mean of the law."""
+    return (y - mean).square()
+
+
+def mae(point: Tensor, y: Tensor) -> Tensor:
+    """Absolute error of each entry; it asks for the median of the law."""
+    return (y - point).abs()
+
+
+def pinball(quantiles: Tensor, levels: Tensor, y: Tensor) -> Tensor:
+    """Quantile loss `rho_a = max(a e, (a - 1) e)`, `e = y - q_a`.
+
+    Shapes: quantiles `(..., Q)`, levels `(Q,)` in (0, 1), y `(...)` -> `(..., Q)`.
+    """
+    error = y.unsqueeze(-1) - quantiles
+    return torch.maximum(levels * error, (levels - 1) * error)
+
+
+def level_weights(levels: Tensor) -> Tensor:
+    """Share of [0, 1] that each increasing level stands for, `(Q,)` -> `(Q,)`, summing to one.
+
+    The borders lie halfway between neighbours; the first cell reaches down to 0 and the last up to 1, so the loss of
+    the outermost quantile stands for its whole tail.
+    """
+    border = (levels[1:] + levels[:-1]) / 2
+    return torch.cat([levels.new_zeros(1), border, levels.new_ones(1)]).diff()
+
+
+def crps_quantiles(quantiles: Tensor, levels: Tensor, y: Tensor) -> Tensor:
+    """Continuous ranked probability score from quantiles, `CRPS = 2 int_0^1 rho_a(q_a, y) da`.
+
+    The integral is the sum with `level_weights`: inside the grid that is the trapezoidal rule on uneven levels, in
+    the tails a constant. On a Gaussian the 25 levels .005 .01 .025 .05 .10 ... .95 .975 .99 .995 err by at most 0.9 %
+    for any y and by -0.2 % on average, the nine deciles by +5 %: compare scores on one grid only. The median alone
+    gives the absolute error.
+
+    Shapes: quantiles `(..., Q)` non-decreasing, levels `(Q,)` increasing, y `(...)` -> `(...)`.
+
+    Source: Gneiting and Ranjan (2011), Comparing density forecasts using threshold- and quantile-weighted rules.
+    """
+    return 2 * (pinball(quantiles, levels, y) * level_weights(levels)).sum(-1)
+
+
+def crps_gaussian(mean: Tensor, sd: Tensor, y: Tensor) -> Tensor:
+    """CRPS of a Gaussian: `d (2 Phi(z) - 1) + sd (2 phi(z) - 1 / sqrt(pi))`, `d = y - mean`, `z = d / sd`.
+
+    A zero `sd` gives its limit, the absolute error.
+
+    Source: Gneiting and Raftery (2007), Strictly proper scoring rules, section 4.2, multiplied out so that the limit
+    exists in floating point.
+    """
+    error = y - mean
+    z = error / sd.clamp(min=torch.finfo(sd.dtype).tiny)
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    return error * torch.erf(z / math.sqrt(2)) + sd * (2 * density - 1 / math.sqrt(math.pi))
+
+
+def crps_samples(samples: Tensor, y: Tensor) -> Tensor:
+    """Fair CRPS of samples: `mean_i |x_i - y| - sum_{i<j} |x_i - x_j| / (S (S - 1))`.
+
+    Fair means unbiased for the law the samples were drawn from, whatever their number (the plain score of the
+    empirical law divides the second term by `S^2` and punishes small S); single scores can be slightly negative.
+    The pairs cost one sort: `sum_{i<j} |x_i - x_j| = sum_i (2 i - S - 1) x_(i)`.
+
+    Shapes: samples `(S, ...)`, S >= 2, y `(...)` -> `(...)`.
+
+    Source: Ferro (2014), Fair scores for ensemble forecasts; the sorted form is Jordan et al. (2019), scoringRules.
+    """
+    size = _ensemble_size(samples)
+    error = (samples - y).sort(dim=0).values  # differences first: a large common offset would cancel badly
+    rank = torch.arange(1 - size, size, 2, dtype=error.dtype, device=error.device)
+    pairs: Tensor = torch.tensordot(rank, error, dims=1)
+    return error.abs().mean(0) - pairs / (size * (size - 1))
+
+
+def energy_score(samples: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Fair energy score `mean_i ||x_i - y|| - sum_{i<j} ||x_i - x_j|| / (S (S - 1))`: the CRPS of vectors.
+
+    With a mask the norm runs over the observed coordinates only, which scores their joint marginal law and is zero
+    where nothing was observed. Quadratic in S in time, linear in memory.
+
+    Shapes: samples `(S, ..., D)`, S >= 2, y and mask `(..., D)` -> `(...)`.
+
+    Source: Gneiting and Raftery (2007), section 4.3, with beta = 1; fair as in `crps_samples`.
+    """
+    size = _ensemble_size(samples)
+    observed = torch.ones_like(y, dtype=torch.bool) if mask is None else mask
+
+    def distance(point: Tensor) -> Tensor:
+        norms: Tensor = torch.linalg.vector_norm(torch.where(observed, samples - point, 0.0), dim=-1)
+        return norms.sum(0)
+
+    pairs = torch.stack([distance(one) for one in samples]).sum(0) / 2
+    return distance(y) / size - pairs / (size * (size - 1))
+
+
+def coverage(lo: Tensor, hi: Tensor, y: Tensor) -> Tensor:
+    """One where `lo <= y <= hi` and zero elsewhere, in the type of y."""
+    return ((lo <= y) & (y <= hi)).to(y.dtype)
+
+
+def interval_width(lo: Tensor, hi: Tensor) -> Tensor:
+    """Width of each interval."""
+    return hi - lo
+
+
+def pit(quantiles: Tensor, levels: Tensor, y: Tensor) -> Tensor:
+    """Probability integral transform `F(y)`, linear between quantiles; uniform on [0, 1] for a calibrated forecast.
+
+    A y outside the quantiles gets the middle of its tail, and a y on tied quantiles the smallest of their levels, so
+    `F(y) <= a` is the same as `y <= q_a` for every level of the grid.
+
+    Shapes: quantiles `(..., Q)` non-decreasing, Q >= 2, levels `(Q,)` increasing, y `(...)` -> `(...)`.
+    """
+    y = y.unsqueeze(-1)
+    above = torch.searchsorted(quantiles.contiguous(), y.contiguous())  # q[above - 1] < y <= q[above]
+    right = above.clamp(1, len(levels) - 1)
+    lo, hi = quantiles.gather(-1, right - 1), quantiles.gather(-1, right)
+    inside = torch.lerp(levels[right - 1], levels[right], (y - lo) / (hi - lo))
+    tail = torch.where(above == 0, levels[0] / 2, (1 + levels[-1]) / 2)
+    return torch.where((above == 0) | (above == len(levels)), tail, inside).squeeze(-1)
+
+
+def _ensemble_size(samples: Tensor) -> int:
+    if len(samples) < 2:
+        raise UsageError(f"a score of samples needs at least 2 of them, got {len(samples)}: draw more samples")
+    return len(samples)

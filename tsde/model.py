@@ -1,0 +1,45 @@
+"""The one contract between families of models and everything around them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from tsde.windows import Query, Window
+
+
+class Loss(NamedTuple):
+    """The parts of an objective, never pre-weighted: `score + beta * kl` is minimised, beta warmed up by the loop.
+
+    Attributes:
+        score: proper score of the head, a mean over observed targets.
+        kl: Kullback-Leibler terms of a variational family per observed target, or zero.
+    """
+
+    score: Tensor
+    kl: Tensor
+
+
+class Forecaster(nn.Module, ABC):
+    """A family of models: what was observed up to an origin, and query times, in; a distribution out."""
+
+    causal = True
+    """Whether one pass over a series serves all its origins; else the loop hands over one origin per row (K = 1)."""
+
+    def prepare(self, windows: Sequence[Window]) -> None:
+        """Fit in closed form, or take statistics, before gradient steps; families without such parts leave it."""
+
+    @abstractmethod
+    def forward(self, query: Query) -> Distribution:
+        """Forecast: origins `(B, K)`, times `(B, K, H)` -> batch shape `(B, K, H, C)`.
+
+        Nothing observed after an origin may influence the forecasts from it.
+        """
+
+    @abstractmethod
+    def loss(self, window: Window) -> Loss:
+        """The objective on windows whose future is known."""

@@ -1,0 +1,48 @@
+"""The families, one per file, and the one table that names them."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
+
+from tsde.model import Forecaster
+from tsde.models.filter import Filter, FilterConfig
+from tsde.models.last import Last, LastConfig
+from tsde.models.latent_ode import LatentODE, LatentODEConfig
+from tsde.models.latent_sde import LatentSDE, LatentSDEConfig
+from tsde.models.mean import Mean, MeanConfig
+from tsde.models.neural_cde import NeuralCDE, NeuralCDEConfig
+from tsde.models.ridge import Ridge, RidgeConfig
+
+ModelConfig = Annotated[
+    FilterConfig | NeuralCDEConfig | LatentODEConfig | LatentSDEConfig | LastConfig | MeanConfig | RidgeConfig,
+    Field(discriminator="family"),
+]
+
+
+class Family(NamedTuple):
+    """A family's configuration, its class, and one line about it."""
+
+    config: type
+    model: type[Forecaster]
+    summary: str
+
+
+MODELS: dict[str, Family] = {
+    "filter": Family(FilterConfig, Filter, "continuous-discrete filter, latent ODE over the horizon (the default)"),
+    "neural_cde": Family(NeuralCDEConfig, NeuralCDE, "neural controlled differential equation; log-ODE by path.kind"),
+    "latent_ode": Family(LatentODEConfig, LatentODE, "latent ODE: recurrent encoder, variational state at the origin"),
+    "latent_sde": Family(LatentSDEConfig, LatentSDE, "latent SDE: stochastic horizon, coherent sample paths"),
+    "ridge": Family(RidgeConfig, Ridge, "baseline: ridge regression on summaries of the context"),
+    "last": Family(LastConfig, Last, "baseline: last value, variance growing with the gap"),
+    "mean": Family(MeanConfig, Mean, "baseline: training mean and quantiles"),
+}
+
+BASELINES = ("last", "mean", "ridge")
+"""Shown beside every model, also where they win."""
+
+
+def build(config: ModelConfig, channels: int) -> Forecaster:
+    """A fresh model of the configured family."""
+    return MODELS[config.family].model(config, channels)

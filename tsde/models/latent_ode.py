@@ -1,0 +1,72 @@
+"""Latent ODE: a variational state at the origin, carried into the future by a differential equation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.distributions import Distribution
+
+from tsde.distribution import pool
+from tsde.heads import HeadName
+from tsde.model import Forecaster, Loss
+from tsde.models.parts import (
+    Horizon,
+    LatentGaussian,
+    Readout,
+    RecurrentEncoder,
+    at_origins,
+    mean_loss,
+    noise_like,
+)
+from tsde.windows import Query, Window
+
+
+class LatentODEConfig(BaseModel):
+    """Latent ODE with a recurrent encoder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: Literal["latent_ode"] = "latent_ode"
+    hidden: int = Field(64, ge=1, description="size of the recurrent encoder's state")
+    latent: int = Field(32, ge=1, description="size of the variational state z")
+    samples: int = Field(8, ge=1, description="states drawn per forecast")
+    width: int = Field(64, ge=1, description="hidden units of horizon and readout")
+    horizon_modes: int = Field(32, ge=1, description="complex modes of the latent ODE")
+    steps: int = Field(12, ge=1, description="solver steps per horizon")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    head: HeadName = "quantile"
+
+
+class LatentODE(Forecaster):
+    """With h the encoder's state, which decays between observations and is updated at them,
+
+        z ~ q(z | h) = N(mu(h), diag sigma(h)^2),    y(0) = A z,    y' = lambda y + g(y, z),    x(t) ~ p(x | y(t))
+
+    trained on E_q[log p] - KL(q || N(0, 1)) (Rubanova, Chen and Duvenaud 2019). Deviations: the variational state sits
+    at the forecast origin instead of the first observation, so the encoder runs forward and one pass serves all
+    origins; between observations the encoder's ODE is linear and solved exactly; log p may be a quantile score.
+    """
+
+    def __init__(self, config: LatentODEConfig, channels: int):
+        super().__init__()
+        self.samples = config.samples
+        self.encoder = RecurrentEncoder(channels, config.hidden)
+        self.posterior = LatentGaussian(config.hidden, config.latent)
+        self.horizon = Horizon(config.latent, config.horizon_modes, config.width, config.steps)
+        self.readout = Readout(2 * config.horizon_modes, channels, config.head, config.width, config.dropout)
+
+    def _sampled(self, query: Query, samples: int) -> tuple[Distribution, Tensor]:
+        """One forecast per sampled state, batch shape `(S, B, K, H, C)`, and the KL `(B, K)`."""
+        mean, deviation, kl = self.posterior(at_origins(self.encoder(query.context), query))
+        z = mean + deviation * noise_like(query, samples, mean.shape[-1], 0, self.training)
+        states = self.horizon(z, query.lead.expand(samples, -1, -1, -1))
+        return self.readout(query, states), kl
+
+    def forward(self, query: Query) -> Distribution:
+        return pool(self._sampled(query, self.samples)[0])
+
+    def loss(self, window: Window) -> Loss:
+        forecast, kl = self._sampled(window.query, 1)
+        return mean_loss(forecast, window, kl)

@@ -1,0 +1,276 @@
+"""Pieces that three or more families use: small networks, the readout with its direct route, encoders, the horizon."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.nn.functional import silu, softplus
+
+from tsde import heads
+from tsde.flow import DenseSolution, Rotation, cheap_tanh, semilinear
+from tsde.model import Loss
+from tsde.noise import standard_normal
+from tsde.series import SeriesBatch
+from tsde.windows import Query, Window
+
+INPUT_LIMIT = 6.0
+"""Context values enter a network clipped at this many standard deviations; targets never are."""
+
+
+def clip_values(values: Tensor) -> Tensor:
+    """Scaled values as network inputs."""
+    return values.clamp(-INPUT_LIMIT, INPUT_LIMIT)
+
+
+def clipped(context: SeriesBatch) -> Tensor:
+    """Context values as network inputs, `(B, L, C)`: clipped, zero where unobserved."""
+    return torch.where(context.mask, clip_values(context.values), 0.0)
+
+
+def mlp(*sizes: int) -> nn.Sequential:
+    """Linear layers with SiLU between them."""
+    layers: list[nn.Module] = []
+    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(before, after), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def mean_loss(forecast: Distribution, window: Window, kl: Tensor | None = None) -> Loss:
+    """The head's score averaged over samples and what was observed; a `kl` `(B, K)` is put per observed target."""
+    observed = window.mask.sum().clamp(min=1)
+    score = torch.where(window.mask, heads.score(forecast, window.values), 0.0)
+    score = score.sum() / (observed * (score.numel() // window.mask.numel()))
+    return Loss(score, score.new_zeros(()) if kl is None else kl.sum() / observed)
+
+
+def at_origins(states: Tensor, query: Query) -> Tensor:
+    """States after each row, `(B, L, D)`, as seen from each origin, `(B, K, D)`."""
+    row = query.context.last_row(query.origins)
+    return states.gather(1, row[..., None].expand(-1, -1, states.shape[-1]))
+
+
+def last_observed(query: Query) -> tuple[Tensor, Tensor]:
+    """Last value of each channel up to each origin (0 if none) and its age (inf if none), both `(B, K, C)`."""
+    context = query.context
+    row = torch.arange(context.mask.shape[1], device=context.mask.device)[None, :, None]
+    latest = torch.where(context.mask, row, -1).cummax(1).values  # (B, L, C)
+    at = context.last_row(query.origins)
+    index = latest.gather(1, at[..., None].expand(-1, -1, latest.shape[-1]))  # (B, K, C)
+    value = context.values.gather(1, index.clamp(min=0))
+    time = context.times[..., None].expand_as(context.mask).gather(1, index.clamp(min=0))
+    age = (query.origins[..., None] - time).clamp(min=0)
+    return torch.where(index >= 0, value, 0.0), torch.where(index >= 0, age, torch.inf)
+
+
+class RecentValues(nn.Module):
+    """The direct route: what the past of one channel says about that channel, at every origin at once.
+
+    For learned rates a_j, with weights w_l = exp(-a_j age_l) over the rows up to the origin, the weighted count,
+    mean, slope (ridge-stabilised weighted least squares on age) and spread of each channel, beside the last
+    value and its age. All are sums over rows, so one batched matrix product serves all origins and channels.
+    """
+
+    RATES = (0.5, 2.0, 8.0, 32.0)  # per horizon: from a few horizons to a small part of one
+    size = 5 * len(RATES) + 4
+    routes = len(RATES) + 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_rate = nn.Parameter(torch.tensor(self.RATES).log())
+
+    def forward(self, query: Query) -> tuple[Tensor, Tensor]:
+        """Features `(B, K, C, size)` and candidate forecasts `(B, K, C, routes)`: last, kernel means, zero (the mean)."""
+        context, origins = query.context, query.origins
+        values, mask = clipped(context), context.mask.float()
+        age = (origins[..., None] - context.times[:, None]).clamp(min=0)  # (B, K, L)
+        past = (context.times[:, None] <= origins[..., None]).float()
+        weight = torch.exp(-self.log_rate.exp()[:, None] * age[:, :, None]) * past[:, :, None]  # (B, K, J, L)
+        scaled = weight * age[:, :, None] * self.log_rate.exp()[:, None]
+        batch, origin_count, rates, length = weight.shape
+        moments = torch.cat([weight, scaled, scaled * age[:, :, None] * self.log_rate.exp()[:, None]], 2)
+        sums = moments.flatten(1, 2) @ torch.cat([mask, values, values.square()], -1)  # (B, K*3J, 3C)
+        sums = sums.reshape(batch, origin_count, 3, rates, 3, -1)
+        count, value, square = sums[:, :, 0, :, 0], sums[:, :, 0, :, 1], sums[:, :, 0, :, 2]  # (B, K, J, C)
+        ridge = count + 0.1
+        mean = value / ridge
+        age_mean = sums[:, :, 1, :, 0] / ridge
+        slope = (age_mean * mean - sums[:, :, 1, :, 1] / ridge) / (
+            (sums[:, :, 2, :, 0] / ridge - age_mean.square()).clamp(min=0) + 0.1
+        )
+        spread = ((square / ridge - mean.square()).clamp(min=0) + 1e-4).sqrt()
+        last, last_age = last_observed(query)
+        last = clip_values(last)
+        known = torch.isfinite(last_age).float()
+        last_age = torch.where(known.bool(), last_age, 0.0)
+        recent = torch.stack([last, known, known * torch.log1p(last_age), known * torch.exp(-last_age)], -1)
+        kernels = torch.cat([torch.log1p(count), mean, slope, spread, mean - last[:, :, None]], 2)  # (B, K, 5J, C)
+        features = torch.cat([recent, kernels.transpose(2, 3)], -1)
+        routes = torch.cat([last[..., None], mean.transpose(2, 3), torch.zeros_like(last)[..., None]], -1)
+        return features, routes
+
+
+class Readout(nn.Module):
+    """Latent states at query times, and each channel's own recent past, to a distribution per channel.
+
+        h = silu(W_y,c y(t) + phi(recent_c, e_c) + W_t lead);   mean = sum_r softmax(w)_r route_r + delta
+
+    with (w, delta, shape) from a second layer on h, and e_c an embedding of the channel. The gate over routes (last value,
+    kernel means, training mean) is what a recurrent state does not learn by itself.
+    """
+
+    def __init__(self, latent: int, channels: int, head: heads.HeadName, width: int, dropout: float):
+        super().__init__()
+        self.head = head
+        self.recent = RecentValues()
+        self.embedding = nn.Parameter(0.3 * torch.randn(channels, 8))
+        self.local = mlp(RecentValues.size + 8, width, width)
+        per_channel = max(8, min(width, 256 // channels))
+        self.latent = nn.Linear(latent, channels * per_channel)
+        self.mix = nn.Linear(per_channel, width, bias=False)
+        self.lead = nn.Linear(_LEAD_FEATURES, width)
+        self.dropout = nn.Dropout(dropout)
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, RecentValues.routes + 1 + heads.head_size(head))
+        with torch.no_grad():
+            self.out.weight.mul_(0.1)
+
+    def forward(self, query: Query, states: Tensor) -> Distribution:
+        """`states (..., B, K, H, D)` at the query times -> batch shape `(..., B, K, H, C)`."""
+        features, routes = self.recent(query)
+        channels = features.shape[2]
+        embedded = self.embedding.expand(*features.shape[:2], -1, -1)
+        local = self.local(torch.cat([features, embedded], -1))[:, :, None]  # (B, K, 1, C, W)
+        latent = self.mix(self.latent(states).unflatten(-1, (channels, -1)))  # (..., B, K, H, C, W)
+        lead = self.lead(lead_features(query.lead))[..., None, :]  # (B, K, H, 1, W)
+        hidden = self.dropout(silu(latent + local + lead))
+        raw = self.out(hidden + silu(self.hidden(hidden)))
+        gate, delta, shape = raw.split([routes.shape[-1], 1, raw.shape[-1] - routes.shape[-1] - 1], -1)
+        base = (gate.softmax(-1) * routes[:, :, None]).sum(-1)
+        return heads.distribution(self.head, base + delta[..., 0], shape)
+
+
+_LEAD_FEATURES = 8
+
+
+def lead_features(lead: Tensor) -> Tensor:
+    """A lead time in horizons as bounded features: near ones resolved finely, `(...)` -> `(..., 8)`."""
+    rates = lead.new_tensor([1.0, 4.0, 16.0])
+    decays = torch.exp(-rates * lead[..., None])
+    angle = math.pi * lead[..., None].clamp(max=2) * lead.new_tensor([0.5, 1.0])
+    return torch.cat([lead[..., None].clamp(max=4), decays, angle.sin(), angle.cos()], -1)
+
+
+class RecurrentEncoder(nn.Module):
+    """A gated recurrent unit whose state decays between observations (GRU-D, Che et al. 2018, on the state).
+
+        h(t_l-) = exp(-gap_l a) h(t_{l-1}+);   h(t_l+) = GRUCell([x_l, m_l, log gap_l], h(t_l-))
+
+    Rows that observe nothing, padding included, leave the state as it is, decay apart.
+    """
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.inputs = nn.Linear(2 * channels + 1, 3 * hidden)
+        self.state = nn.Linear(hidden, 3 * hidden, bias=False)
+        self.log_decay = nn.Parameter(torch.linspace(-3, 2, hidden))
+        self.hidden = hidden
+
+    def forward(self, context: SeriesBatch) -> Tensor:
+        """The state after each row, `(B, L, hidden)`."""
+        values, gaps = clipped(context), context.gaps
+        features = torch.cat([values, context.mask.float(), torch.log1p(10 * gaps)[..., None]], -1)
+        drive = self.inputs(features).unbind(1)
+        decay = torch.exp(-gaps[..., None] * self.log_decay.exp()).unbind(1)
+        seen = context.observed[..., None].float().unbind(1)
+        state = values.new_zeros(len(values), self.hidden)
+        states = []
+        for x, fade, observed in zip(drive, decay, seen, strict=True):
+            state = state * fade
+            xr, xz, xn = x.chunk(3, -1)
+            hr, hz, hn = self.state(state).chunk(3, -1)
+            update = torch.sigmoid(xz + hz) * observed
+            candidate = cheap_tanh(xn + torch.sigmoid(xr + hr) * hn)
+            state = state + update * (candidate - state)
+            states.append(state)
+        return torch.stack(states, 1)
+
+
+class Horizon(nn.Module):
+    """The future as a latent ODE that starts at the origin: z' = lambda z + g(z, theta), solved once per origin.
+
+    Lambda is diagonal and complex, with decays and frequencies spread over the horizon; g is a small network, and
+    theta comes from the encoder's state, so each series has dynamics of its own. Queries read the dense solution.
+    """
+
+    def __init__(self, encoded: int, modes: int, width: int, steps: int, frequency: float = 20.0):
+        super().__init__()
+        self.steps = steps
+        self.raw_decay = nn.Parameter(torch.full((modes,), math.log(math.expm1(0.5))))
+        self.frequency = nn.Parameter(torch.rand(modes) * frequency)
+        self.start = nn.Linear(encoded, 2 * modes)
+        self.theta = nn.Linear(encoded, width)
+        self.inner = nn.Linear(2 * modes, width, bias=False)
+        self.outer = nn.Linear(width, 2 * modes)
+        with torch.no_grad():
+            self.outer.weight.mul_(0.3)
+
+    def forward(self, encoded: Tensor, lead: Tensor) -> Tensor:
+        """`encoded (..., E)` at the origins and `lead (..., H)` -> states `(..., H, 2M)`."""
+        shape = lead.shape
+        encoded, lead = encoded.flatten(0, -2), lead.flatten(0, -2)
+        solution = self.solve(encoded, lead)
+        return torch.view_as_real(solution.at(lead)).flatten(-2).reshape(*shape, -1)
+
+    def solve(self, encoded: Tensor, until: Tensor) -> DenseSolution:
+        """The solution from `encoded (N, E)` that covers all leads in `until`."""
+        theta = self.theta(encoded)
+        start = _complex(self.start(encoded))
+
+        def field(z: Tensor) -> Tensor:
+            real = torch.view_as_real(z).flatten(-2)
+            return _complex(self.outer(silu(self.inner(real) + theta)))
+
+        rotation = Rotation(softplus(self.raw_decay) + 1e-3, self.frequency)
+        return semilinear(rotation, field, start, until, self.steps)
+
+
+def _complex(x: Tensor) -> Tensor:
+    """`(..., 2M)` real pairs -> `(..., M)` complex."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+class LatentGaussian(nn.Module):
+    """A variational state z ~ N(mu(e), diag sigma(e)^2) with prior N(0, 1), from an encoded context e."""
+
+    def __init__(self, encoded: int, latent: int):
+        super().__init__()
+        self.moments = nn.Linear(encoded, 2 * latent)
+
+    def forward(self, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`(..., E)` -> mean and deviation `(..., D)`, and KL(q || prior) = (mu^2 + sigma^2 - 1)/2 - log sigma, `(...)`."""
+        mean, raw = self.moments(encoded).chunk(2, -1)
+        deviation = softplus(raw - 1) + 1e-4
+        kl = 0.5 * (mean.square() + deviation.square() - 1) - deviation.log()
+        return mean, deviation, kl.sum(-1)
+
+
+def noise_like(query: Query, samples: int, size: int, stream: int, training: bool) -> Tensor:
+    """Standard normal `(S, B, K, size)`: torch's generator in training, else a function of each series' key alone."""
+    batch, origins = query.origins.shape
+    if training:
+        return torch.randn(samples, batch, origins, size, device=query.origins.device)
+    drawn = standard_normal(query.context.key, (samples, size), stream)  # (B, S, size)
+    return drawn.transpose(0, 1)[:, :, None].expand(-1, -1, origins, -1)
+
+
+def nonnegative_line(sums: Tensor) -> Tensor:
+    """Least squares a + b x with a, b >= 0 from the sums of 1, x, x^2, y and x y: `(5, C)` -> `(2, C)`."""
+    count, x, xx, y, xy = sums
+    count = count.clamp(min=1)
+    slope = ((xy - x * y / count) / (xx - x.square() / count).clamp(min=1e-9)).clamp(min=0)
+    level = (y - slope * x) / count
+    through_zero = xy / xx.clamp(min=1e-9)
+    return torch.stack([level.clamp(min=0), torch.where(level > 0, slope, through_zero)])

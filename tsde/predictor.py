@@ -1,0 +1,335 @@
+"""What is saved and served: a configuration, a scaler, trained members and a calibrator that answer with a table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tsde.artifact import read_files, write_files
+from tsde.calibration import Calibrator, Residuals
+from tsde.clock import Clock
+from tsde.config import Experiment, parse_experiment
+from tsde.distribution import GRID, Quantiles, average, summarise
+from tsde.errors import ArtifactError, UsageError
+from tsde.model import Forecaster
+from tsde.models import build
+from tsde.noise import uniform
+from tsde.scaling import Scaler
+from tsde.series import SeriesSet
+from tsde.table import Queries, Table
+from tsde.windows import Query, Window
+
+MAX_LEAD = 4.0
+"""Horizons ahead beyond which a forecast stays what it is at this lead."""
+_BLOCKS = (8, 32, 128)  # query times per row of a batch; a request takes the smallest that holds it, or several of the last
+_CELLS = 2**17  # targets per batch: bounds memory
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """Forecasts for M (series, time) queries, in the channels' own units.
+
+    Attributes:
+        law: batch shape `(M, C)`, float64.
+        status: `(M,)` object: ok, beyond_horizon, past, no_history or diverged.
+        samples: `(S, M, C)` if asked for.
+    """
+
+    law: Quantiles
+    status: NDArray[np.object_]
+    samples: NDArray[np.float64] | None = None
+
+
+class Predictor:
+    """Members trained on one table, averaged into one forecast, corrected, and put back into the table's units.
+
+    Forecasts of a series depend on its own rows before the query and on the seed, bit for bit: not on its neighbours
+    in the table, on the order of rows, or on how the work is cut up. Every batch has a fixed shape that follows from
+    the series' own length and number of queries, so the same arithmetic is done whatever is asked beside it.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        clock: Clock,
+        scaler: Scaler,
+        members: Sequence[Forecaster],
+        calibrator: Calibrator,
+        marginal: Quantiles,
+        baselines: dict[str, Predictor] | None = None,
+        card: dict[str, Any] | None = None,
+    ):
+        """
+        Args:
+            marginal: each channel's law in training, batch shape `(C,)`, scaled: the answer where nothing is known.
+            baselines: naive predictors trained on the same windows, by family.
+            card: what a person would like to know of the model: data, scores, versions.
+        """
+        self.experiment, self.clock, self.scaler, self.calibrator = experiment, clock, scaler, calibrator
+        self.members = [member.eval() for member in members]
+        self.marginal, self.baselines, self.card = marginal, baselines or {}, card or {}
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return self.scaler.channels
+
+    @torch.no_grad()
+    def law(self, query: Query, calibrated: bool = True) -> Quantiles:
+        """The members' average for a scaled query, corrected or raw; batch shape `(B, K, H, C)`."""
+        forecast = average([summarise(member(query)) for member in self.members])
+        if not calibrated:
+            return forecast
+        channel = torch.arange(len(self.channels)).expand(forecast.mean.shape)
+        return self.calibrator(forecast, query.lead[..., None].expand(forecast.mean.shape), channel)
+
+    def residuals(self, windows: Sequence[Window], calibrated: bool = True) -> Residuals:
+        """Forecasts beside the known answers of windows, observed entries only, scaled."""
+        return Residuals.concatenate([_observed(self.law(w.query, calibrated), w) for w in windows])
+
+    def queries(self, table: Table, horizon: str | float, step: str | float | None = None) -> Queries:
+        """Times `origin + step, origin + 2 step, ...` up to the horizon, for every series; one step if none is given."""
+        reach = self.clock.parse_duration(horizon)
+        stride = reach if step is None else self.clock.parse_duration(step)
+        if stride > reach:
+            raise UsageError(f"the step {step} is longer than the horizon {horizon}; expected at most the horizon")
+        count = int(math.floor(reach / stride * (1 + 1e-9)))
+        origin = table.times[table.offsets[1:] - 1]
+        times = (origin[:, None] + stride * np.arange(1, count + 1)).ravel()
+        return Queries(np.repeat(table.ids, count), times, self.clock.format(times))
+
+    def forecast(
+        self,
+        table: Table,
+        horizon: str | float | None = None,
+        step: str | float | None = None,
+        queries: Queries | None = None,
+        levels: Sequence[float] = (80.0,),
+        seed: int = 0,
+        samples: int = 0,
+    ) -> pd.DataFrame:
+        """Forecast a table's series: columns id, time, channel, tsde, tsde-median, tsde-lo-L, tsde-hi-L, ..., status.
+
+        Args:
+            table: the histories, with the model's channels.
+            horizon, step: ask for regular times after each series' last row; the model's own horizon if nothing is given.
+            queries: or ask for arbitrary times per series, answered in their order.
+            levels: central intervals in percent.
+
+        Raises:
+            UsageError: for a level outside (0, 100) or both kinds of question at once.
+        """
+        if queries is not None and horizon is not None:
+            raise UsageError("expected a horizon or a table of times, got both")
+        for level in levels:
+            if not 0 < level < 100:
+                raise UsageError(f"expected a level between 0 and 100 percent, got {level:g}")
+        if queries is None:
+            queries = self.queries(table, self.experiment.horizon if horizon is None else horizon, step)
+        found = self.answer(table, queries, seed, samples)
+        return self._frame(found, queries, levels)
+
+    def answer(self, table: Table, queries: Queries, seed: int = 0, samples: int = 0) -> Forecasts:
+        """Forecasts for each query, in order. A forecast for time t uses the rows before t, never a later one."""
+        series = self.scaler.apply(table, seed)
+        owner = pd.Index(table.ids).get_indexer(pd.Index(queries.ids))
+        owner_tensor = torch.from_numpy(owner.astype(np.int64))
+        known = torch.from_numpy(owner >= 0)
+        times = torch.from_numpy(queries.times / self.scaler.horizon)
+        safe = owner_tensor.clamp(min=0)
+        before = np.nextafter(queries.times, -np.inf) / self.scaler.horizon  # strictly before the query
+        row = series.count_until(safe, torch.from_numpy(before)) - 1
+        usable = known & (row >= series.offsets[safe]) if len(series) else known
+        seen = series.mask.any(1).cumsum(0)
+        start_seen = torch.where(series.offsets[safe] > 0, seen[(series.offsets[safe] - 1).clamp(min=0)], 0)
+        usable &= seen[row.clamp(min=0)] > start_seen
+        past = known & (row < series.offsets[safe + 1] - 1)
+
+        channels, grid = len(self.channels), torch.tensor(GRID)
+        mean = self.marginal.mean.expand(len(times), -1).clone()
+        values = self.marginal.values.expand(len(times), -1, -1).clone()
+        asked = torch.nonzero(usable)[:, 0]
+        for index, query in _batches(series, asked, safe, row, times, self.experiment.windows.context, channels):
+            law = self.law(query)
+            block, slot = torch.nonzero(index >= 0, as_tuple=True)
+            mean[index[block, slot]] = law.mean[block, 0, slot]
+            values[index[block, slot]] = law.values[block, 0, slot]
+        broken = ~(torch.isfinite(mean).all(1) & torch.isfinite(values).flatten(1).all(1))
+        mean[broken], values[broken] = self.marginal.mean, self.marginal.values
+
+        lead = times - series.times[row.clamp(min=0)]
+        status = np.full(len(times), "ok", dtype=object)
+        status[(lead > 1 + 1e-6).numpy()] = "beyond_horizon"
+        status[past.numpy()] = "past"
+        status[~usable.numpy()] = "no_history"
+        status[broken.numpy()] = "diverged"
+        law = self.scaler.undo(Quantiles(mean, values, grid))
+        drawn = self._draw(law, queries, seed, samples) if samples else None
+        return Forecasts(law, status, drawn)
+
+    @staticmethod
+    def _draw(law: Quantiles, queries: Queries, seed: int, samples: int) -> NDArray[np.float64]:
+        """Independent draws from each marginal, `(S, M, C)`; the numbers follow from seed, series and time alone."""
+        names = [f"{name}@{time!r}" for name, time in zip(queries.ids, queries.times.tolist(), strict=True)]
+        from tsde.noise import series_keys
+
+        level = uniform(series_keys(names, seed), (samples, law.mean.shape[-1]))  # (M, S, C)
+        known = law.levels.double()
+        right = torch.searchsorted(known, level).clamp(1, len(known) - 1)
+        values = law.values[:, None].expand(-1, samples, -1, -1)
+        low = values.gather(-1, (right - 1)[..., None])[..., 0]
+        high = values.gather(-1, right[..., None])[..., 0]
+        weight = ((level - known[right - 1]) / (known[right] - known[right - 1])).clamp(0, 1)
+        return torch.lerp(low, high, weight).movedim(1, 0).numpy()
+
+    def _frame(self, found: Forecasts, queries: Queries, levels: Sequence[float]) -> pd.DataFrame:
+        channels = len(self.channels)
+        schema = self.experiment.data
+        columns: dict[str, Any] = {
+            schema.id_col: np.repeat(queries.ids, channels),
+            schema.time_col: np.repeat(queries.labels, channels),
+            "channel": np.tile(np.array(self.channels, dtype=object), len(queries.ids)),
+            "tsde": found.law.mean.numpy().ravel(),
+        }
+        wanted = [0.5] + [0.5 + sign * level / 200 for level in levels for sign in (-1, 1)]
+        names = ["tsde-median"] + [f"tsde-{side}-{level:g}" for level in levels for side in ("lo", "hi")]
+        values = found.law.at(torch.tensor(wanted, dtype=torch.float64)).numpy()  # (M, C, P)
+        columns |= {name: values[..., i].ravel() for i, name in enumerate(names)}
+        columns["status"] = np.repeat(found.status, channels)
+        return pd.DataFrame(columns)
+
+    def save(self, folder: Path) -> None:
+        """Write the predictor as a directory, whole or not at all."""
+        files, tensors = self._parts("")
+        write_files(folder, files, tensors)
+
+    def _parts(self, prefix: str) -> tuple[dict[str, bytes], dict[str, dict[str, Tensor]]]:
+        about = {
+            "clock": self.clock.model_dump(),
+            "scaler": self.scaler.model_dump(),
+            "members": len(self.members),
+            "baselines": list(self.baselines),
+        }
+        files = {
+            f"{prefix}experiment.yaml": self.experiment.to_yaml().encode(),
+            f"{prefix}predictor.json": json.dumps(about, indent=1).encode(),
+        }
+        if self.card:
+            files[f"{prefix}card.json"] = json.dumps(self.card, indent=1).encode()
+        weights = {
+            f"{number}/{name}": value for number, member in enumerate(self.members) for name, value in member.state_dict().items()
+        }
+        calibration = {
+            "edges": self.calibrator.edges,
+            "shift": self.calibrator.shift,
+            "marginal_mean": self.marginal.mean,
+            "marginal_values": self.marginal.values,
+        }
+        tensors = {f"{prefix}weights.safetensors": weights, f"{prefix}calibration.safetensors": calibration}
+        for name, baseline in self.baselines.items():
+            more_files, more_tensors = baseline._parts(f"{name}/")
+            files |= more_files
+            tensors |= more_tensors
+        return files, tensors
+
+    @classmethod
+    def load(cls, folder: Path) -> Predictor:
+        """Read a saved predictor.
+
+        Raises:
+            MissingInputError: no such directory. ArtifactError: not a predictor, torn, altered or newer.
+        """
+        files, tensors = read_files(Path(folder))
+        try:
+            return cls._assemble(files, tensors, "")
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise ArtifactError(f"{folder} is not a predictor this tsde can read: {error}") from error
+
+    @classmethod
+    def _assemble(cls, files: dict[str, bytes], tensors: dict[str, dict[str, Tensor]], prefix: str) -> Predictor:
+        about = json.loads(files[f"{prefix}predictor.json"])
+        experiment = parse_experiment(yaml.safe_load(files[f"{prefix}experiment.yaml"]), "the saved predictor")
+        scaler = Scaler.model_validate(about["scaler"])
+        members = [build(experiment.model, len(scaler.channels)) for _ in range(about["members"])]
+        weights = tensors[f"{prefix}weights.safetensors"]
+        for number, member in enumerate(members):
+            start = f"{number}/"
+            member.load_state_dict({k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)})
+        saved = tensors[f"{prefix}calibration.safetensors"]
+        return cls(
+            experiment,
+            Clock.model_validate(about["clock"]),
+            scaler,
+            members,
+            Calibrator(saved["edges"], saved["shift"]),
+            Quantiles(saved["marginal_mean"], saved["marginal_values"], torch.tensor(GRID)),
+            {name: cls._assemble(files, tensors, f"{name}/") for name in about["baselines"]},
+            json.loads(files.get(f"{prefix}card.json", b"{}")),
+        )
+
+
+def _observed(law: Quantiles, window: Window) -> Residuals:
+    """The observed entries of a window and their forecasts, flattened."""
+    seen = window.mask
+    lead = window.query.lead[..., None].expand(seen.shape)
+    channel = torch.arange(seen.shape[-1]).expand(seen.shape)
+    series = window.series[:, None, None, None].expand(seen.shape)
+    forecast = Quantiles(law.mean[seen], law.values[seen], law.levels)
+    return Residuals(forecast, window.values[seen], lead[seen], channel[seen], series[seen])
+
+
+def _batches(
+    series: SeriesSet, asked: Tensor, owner: Tensor, row: Tensor, times: Tensor, context: int, channels: int
+) -> Iterator[tuple[Tensor, Query]]:
+    """Queries as batches of fixed shapes: `(index (B, H), query)`, index -1 where a slot is padding.
+
+    Queries of one series with the same last known row form a request; a request is cut into blocks of one of a few
+    sizes, and its context is padded to a power of two. All of that follows from the request itself, and the
+    number of rows in a batch from those two sizes, so no request changes the arithmetic of another.
+    """
+    order = asked[np.lexsort((times[asked].numpy(), row[asked].numpy()))]
+    if len(order) == 0:
+        return
+    _, request, counts = torch.unique_consecutive(row[order], return_inverse=True, return_counts=True)
+    first = counts.cumsum(0) - counts
+    rank = torch.arange(len(order)) - first[request]
+    sizes = torch.tensor(_BLOCKS)
+    size = sizes[torch.bucketize(counts, sizes).clamp(max=len(sizes) - 1)][request]  # block size of each query's request
+    start = torch.maximum(series.offsets[owner[order]], row[order] - context + 1)
+    length = row[order] - start + 1
+    padded = 2 ** torch.ceil(torch.log2(length.double())).long().clamp(min=3)
+    for wide in size.unique().tolist():
+        for long in padded[size == wide].unique().tolist():
+            chosen = (size == wide) & (padded == long)
+            block = request[chosen] * (len(order) + 1) + rank[chosen] // wide
+            _, block = torch.unique_consecutive(block, return_inverse=True)
+            index = torch.full((int(block[-1]) + 1, wide), -1)
+            index[block, rank[chosen] % wide] = order[chosen]
+            rows = max(1, min(64, _CELLS // (wide * channels)))
+            for part in index.split(rows):
+                yield part, _query(series, part, owner, row, times, context, long, rows)
+
+
+def _query(
+    series: SeriesSet, index: Tensor, owner: Tensor, row: Tensor, times: Tensor, context: int, length: int, rows: int
+) -> Query:
+    """One batch of exactly `rows` rows and `length` context rows; spare rows repeat the first."""
+    full = torch.cat([index, index[:1].expand(rows - len(index), -1)])
+    head = full[:, 0]
+    slot = torch.where(full >= 0, full, head[:, None])
+    last, chosen = row[head], owner[head]
+    start = torch.maximum(series.offsets[chosen], last - context + 1)
+    reference = series.times[last]
+    batch = series.pad(start, last, chosen, reference, length)
+    lead = (times[slot] - reference[:, None]).float().clamp(max=MAX_LEAD)
+    return Query(batch, torch.zeros(rows, 1), lead[:, None])

@@ -1,0 +1,74 @@
+"""Location and scale per channel and the time unit, fitted on training rows only; undone on the distribution."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from tsde.distribution import Quantiles, affine
+from tsde.noise import series_keys
+from tsde.series import SeriesSet
+from tsde.table import Table
+
+_WINSOR = 20.0  # interquartile ranges from the median: one impossible value must not set a channel's scale
+
+
+class Scaler(BaseModel):
+    """`scaled = (value - location) / scale` per channel, and `scaled time = time / horizon`.
+
+    Attributes:
+        horizon: the time unit of all models, in seconds for datetimes or in the table's own numbers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channels: tuple[str, ...]
+    horizon: float
+    location: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    @classmethod
+    def unit(cls, channels: tuple[str, ...], horizon: float) -> Scaler:
+        """The scaler that leaves values as they are."""
+        return cls(channels=channels, horizon=horizon, location=(0.0,) * len(channels), scale=(1.0,) * len(channels))
+
+    @classmethod
+    def fit(cls, table: Table, horizon: float, rows: NDArray[np.bool_]) -> Scaler:
+        """Mean and standard deviation of the winsorised values in `rows (R,)`; constant or empty channels keep scale 1."""
+        moments = [_moments(column[~np.isnan(column)]) for column in table.values[rows].T]
+        return cls(
+            channels=table.channels,
+            horizon=horizon,
+            location=tuple(location for location, _ in moments),
+            scale=tuple(scale for _, scale in moments),
+        )
+
+    def apply(self, table: Table, seed: int) -> SeriesSet:
+        """A table as scaled series; `seed` and the series' name give its key for random numbers."""
+        mask = ~np.isnan(table.values)
+        scaled = (np.where(mask, table.values, self.location) - np.array(self.location)) / np.array(self.scale)
+        return SeriesSet(
+            torch.from_numpy(np.ascontiguousarray(table.offsets)),
+            torch.from_numpy(table.times / self.horizon),
+            torch.from_numpy(np.clip(scaled, -1e6, 1e6).astype(np.float32)),  # an absurd value stays finite in float32
+            torch.from_numpy(mask),
+            series_keys(table.ids, seed),
+        )
+
+    def undo(self, forecast: Quantiles) -> Quantiles:
+        """A scaled forecast, batch shape `(..., C)`, in the channels' own units, float64."""
+        location = torch.tensor(self.location, dtype=torch.float64)
+        scale = torch.tensor(self.scale, dtype=torch.float64)
+        return affine(forecast, location, scale)
+
+
+def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
+    if len(values) == 0:
+        return 0.0, 1.0
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    if high > low:
+        values = values.clip(middle - _WINSOR * (high - low), middle + _WINSOR * (high - low))
+    deviation = float(values.std())
+    return float(values.mean()), deviation if deviation > 1e-12 * max(1.0, abs(float(middle))) else 1.0

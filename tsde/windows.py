@@ -1,0 +1,271 @@
+"""Forecast origins: where a context ends and its target begins, without leakage between the parts of a split."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from tsde.series import SeriesBatch, SeriesSet
+
+_TOLERANCE = 1e-6  # of a horizon: a target exactly one horizon ahead is inside it whatever the rounding
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked: the context of B series, K forecast origins each, H query times per origin.
+
+    Attributes:
+        context: rows up to the last origin; a forecast from an earlier origin must not use the rows after it.
+        origins: `(B, K)`, on the clock of `context.times`.
+        times: `(B, K, H)`, on the same clock.
+    """
+
+    context: SeriesBatch
+    origins: Tensor
+    times: Tensor
+
+    @property
+    def lead(self) -> Tensor:
+        """`(B, K, H)` time from origin to query."""
+        return self.times - self.origins[..., None]
+
+    def per_origin(self) -> Query:
+        """The same questions with one origin per row, `(B * K, 1)`, each context cut off at its own origin."""
+        repeats = self.origins.shape[1]
+        context = self.context
+        origins = self.origins.reshape(-1, 1)
+
+        def repeat(x: Tensor) -> Tensor:
+            return x.repeat_interleave(repeats, 0)
+
+        times = repeat(context.times)
+        mask = repeat(context.mask) & (times <= origins)[..., None]
+        cut = SeriesBatch(times.minimum(origins), repeat(context.values), mask, repeat(context.key), repeat(context.static))
+        return Query(cut, origins, self.times.flatten(0, 1)[:, None])
+
+
+@dataclass(frozen=True)
+class Window:
+    """A query and its known answer: values `(B, K, H, C)` scaled, and the mask of those that were observed.
+
+    `series (B,)` names the rows' series in the set that the window was cut from, for scores per series.
+    """
+
+    query: Query
+    values: Tensor
+    mask: Tensor
+    series: Tensor
+
+    def per_origin(self) -> Window:
+        """One origin per row; see `Query.per_origin`."""
+        repeats = self.query.origins.shape[1]
+        series = self.series.repeat_interleave(repeats, 0)
+        return Window(
+            self.query.per_origin(), self.values.flatten(0, 1)[:, None], self.mask.flatten(0, 1)[:, None], series
+        )
+
+
+class WindowConfig(BaseModel):
+    """How training windows are drawn. Times are in horizons."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    origins: int = Field(6, ge=1, description="forecast origins per series and pass")
+    targets: int = Field(12, ge=1, description="query times per origin in training")
+    thinning: float = Field(0.6, ge=0, lt=1, description="up to this share of a context's values is hidden in training")
+    context: int = Field(256, ge=1, description="a context keeps at most this many of its latest rows")
+    held_out: int = Field(600, ge=1, description="windows wanted in each of validation, calibration and test")
+
+
+class SplitConfig(BaseModel):
+    """Shares of the data by part; the rest is for training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    by: Literal["auto", "series", "time"] = Field("auto", description="auto: by series from 40 series on, else by time")
+    validation: float = Field(0.1, gt=0, lt=0.5)
+    calibration: float = Field(0.1, gt=0, lt=0.5)
+    test: float = Field(0.1, ge=0, lt=0.5)
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where targets may lie: `lower < time <= upper` for each series, all `(N,)`; empty where `upper <= lower`.
+
+    Contexts may reach back before `lower`; that is history, known to whoever forecasts.
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """The four parts of the data. No target belongs to two of them."""
+
+    train: Region
+    validation: Region
+    calibration: Region
+    test: Region
+
+
+def split_windows(series: SeriesSet, config: SplitConfig, seed: int) -> Split:
+    """Split by series (whole series held out) or by time (the end of each series held out)."""
+    shares = torch.tensor([config.validation, config.calibration, config.test], dtype=torch.float64)
+    by_series = config.by == "series" or (config.by == "auto" and len(series) >= 40)
+    return _split_by_series(series, shares, seed) if by_series else _split_by_time(series, shares)
+
+
+def _split_by_series(series: SeriesSet, shares: Tensor, seed: int) -> Split:
+    """Whole series to one part each. The order is a function of the keys, so row order and machine do not matter."""
+    count = len(series)
+    generator = torch.Generator().manual_seed(seed)
+    order = series.key.argsort()[torch.randperm(count, generator=generator)]
+    sizes = (shares * count).round().long().clamp(min=1) * (shares > 0)
+    bounds = (count - sizes.sum()).clamp(min=0) + torch.cat([torch.zeros(1), sizes.cumsum(0)]).long()
+    edges = [0, *bounds.tolist()]
+    infinity = torch.full((count,), math.inf, dtype=torch.float64)
+    parts = []
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        upper = -infinity
+        upper[order[start:stop]] = math.inf
+        parts.append(Region(-infinity, upper))
+    return Split(*parts)
+
+
+def _split_by_time(series: SeriesSet, shares: Tensor) -> Split:
+    """Each series' rows in order of time: training first, then validation, calibration and test."""
+    counts = series.offsets.diff()
+    edges = torch.cat([1 - shares.sum()[None], 1 - shares.flip(0).cumsum(0).flip(0)[1:]])  # ends of train, val, cal
+    cut_row = (series.offsets[:-1] + (counts * edges[:, None]).ceil().long() - 1).maximum(series.offsets[:-1])
+    cuts = series.times[cut_row]  # (3, N)
+    infinity = torch.full((len(series),), math.inf, dtype=torch.float64)
+    bounds = [-infinity, *cuts, infinity if shares[-1] > 0 else cuts[-1]]
+    return Split(*(Region(lower, upper) for lower, upper in zip(bounds[:-1], bounds[1:], strict=True)))
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Rows that can serve as forecast origins in a region, and the target rows of each.
+
+    `row (E,)` ascending; its targets are rows `first` to `last` inclusive, within one horizon and the region.
+    """
+
+    series: SeriesSet
+    row: Tensor
+    first: Tensor
+    last: Tensor
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def eligible_origins(series: SeriesSet, region: Region, horizon: float = 1.0) -> Origins:
+    """Every row from which something in the region can be forecast within the horizon.
+
+    An origin is never earlier than the last row before the region, so what lies between origin and target is
+    never data of another part.
+    """
+    owner = series.series_of_row
+    rows = torch.arange(len(series.times))
+    seen = torch.arange(len(series))
+    from_row = series.count_until(seen, region.lower).sub(1).maximum(series.offsets[:-1])  # (N,)
+    until = torch.minimum(series.times + horizon + _TOLERANCE, region.upper[owner])
+    first = torch.maximum(rows + 1, series.count_until(owner, region.lower[owner]))
+    last = series.count_until(owner, until) - 1
+    observed = series.mask.any(1).cumsum(0)
+    before = torch.where(series.offsets[:-1] > 0, observed[series.offsets[:-1].clamp(min=1) - 1], 0)
+    has_history = observed > before[owner]
+    has_target = observed[last.clamp(min=0)] > observed[(first - 1).clamp(min=0)]
+    keep = (first <= last) & (rows >= from_row[owner]) & has_history & has_target
+    return Origins(series, rows[keep], first[keep], last[keep])
+
+
+def draw_windows(origins: Origins, config: WindowConfig, batch: int, generator: torch.Generator) -> Window:
+    """A random training batch: series in proportion to their length in contexts, K origins each, thinned contexts.
+
+    The last origin is drawn first and the others from the rows before it that keep at least half a context's
+    length (or start at the series' own beginning), so that long series are not trained on truncated pasts.
+    """
+    series = origins.series
+    owner = series.series_of_row[origins.row]
+    span = config.context
+    per_series = torch.bincount(owner, minlength=len(series))
+    weight = (per_series / span).ceil()
+    chosen = torch.multinomial(weight.double(), batch, replacement=True, generator=generator)
+    before = torch.cat([torch.zeros(1, dtype=torch.long), per_series.cumsum(0)])
+
+    def pick(low: Tensor, high: Tensor, count: int) -> Tensor:  # uniform in [low, high), (B,) -> (B, count)
+        share = torch.rand(batch, count, generator=generator, dtype=torch.float64)
+        return low[:, None] + (share * (high - low)[:, None]).long()
+
+    anchor = pick(before[chosen], before[chosen + 1], 1)[:, 0]
+    end = origins.row[anchor]
+    start = torch.maximum(series.offsets[chosen], end - span + 1)
+    from_row = torch.where(start > series.offsets[chosen], start + span // 2, start)
+    lowest = torch.searchsorted(origins.row, from_row.contiguous())
+    others = pick(torch.minimum(lowest, anchor), anchor + 1, config.origins - 1)
+    which = torch.cat([others, anchor[:, None]], 1).sort(1).values  # (B, K)
+    window = _cut(origins, chosen, which, start, config.targets, generator)
+    return _thin(window, config.thinning, generator)
+
+
+def fixed_windows(origins: Origins, config: WindowConfig, targets: int = 32, batch: int = 64) -> list[Window]:
+    """The windows of a held-out part: for every series, origins evenly spread over its eligible rows, one per row.
+
+    At least two per series, more where series are few, so that about `config.held_out` windows exist.
+    """
+    data = origins.series
+    owner = data.series_of_row[origins.row]
+    per_series = torch.bincount(owner, minlength=len(data))
+    before = per_series.cumsum(0) - per_series
+    present = torch.nonzero(per_series)[:, 0]
+    count = max(2, -(-config.held_out // max(len(present), 1)))
+    place = (torch.arange(count) + 0.5) / count
+    rank = (place * per_series[present, None]).long()  # (N, count)
+    fresh = torch.cat([torch.ones(len(present), 1, dtype=torch.bool), rank.diff(dim=1) > 0], 1)
+    which = (before[present, None] + rank)[fresh]
+    start = torch.maximum(data.offsets[owner[which]], origins.row[which] - config.context + 1)
+    order = (origins.row[which] - start).argsort(stable=True)  # like lengths together: less padding
+    return [
+        _cut(origins, owner[chosen], chosen[:, None], begin, targets, None)
+        for chosen, begin in zip(which[order].split(batch), start[order].split(batch), strict=True)
+    ]
+
+
+def _cut(
+    origins: Origins, chosen: Tensor, which: Tensor, start: Tensor, targets: int, generator: torch.Generator | None
+) -> Window:
+    """Rows, origins and targets of the chosen series as tensors; targets are stratified where there are too many."""
+    data = origins.series
+    row, first, last = origins.row[which], origins.first[which], origins.last[which]  # (B, K)
+    available = last - first + 1
+    targets = min(targets, int(available.max()))
+    slot = torch.arange(targets)
+    jitter = torch.rand(*which.shape, targets, generator=generator) if generator else torch.full((1,), 0.5)
+    spread = ((slot + jitter) * available[..., None] / targets).long()
+    rank = torch.where(available[..., None] > targets, spread, slot)
+    real = rank < available[..., None]
+    target = first[..., None] + torch.minimum(rank, available[..., None] - 1)  # (B, K, H)
+    reference = data.times[row[:, -1]]
+    context = data.pad(start, row[:, -1], chosen, reference)
+    query = Query(
+        context,
+        (data.times[row] - reference[:, None]).float(),
+        (data.times[target] - reference[:, None, None]).float(),
+    )
+    return Window(query, data.values[target], data.mask[target] & real[..., None], chosen)
+
+
+def _thin(window: Window, thinning: float, generator: torch.Generator) -> Window:
+    """Hide a random share, up to `thinning`, of each context's values: models meet sparser pasts than the table's."""
+    mask = window.query.context.mask
+    share = torch.rand(len(mask), 1, 1, generator=generator) * thinning
+    keep = torch.rand(mask.shape, generator=generator) >= share
+    context = replace(window.query.context, mask=mask & keep)
+    return replace(window, query=replace(window.query, context=context))
