@@ -24,8 +24,10 @@ LAYERS: dict[str, int] = {
     "artifact": 1,
     "reading": 1,
     "distribution": 2,  # a currency like series, so low: scaling and calibration act on it
-    "table": 2,
-    "scaling": 3,
+    "clock": 2,
+    "channels": 2,
+    "table": 3,
+    "scaling": 4,
     "windows": 4,
     "path": 5,
     "flow": 6,
@@ -41,7 +43,9 @@ LAYERS: dict[str, int] = {
     "calibration": 13,
     "config": 14,
     "predictor": 15,
-    "": 16,  # tsde/__init__.py
+    "fitting": 16,
+    "evaluation": 16,
+    "": 17,  # tsde/__init__.py
 }
 
 MLFLOW_FILES = {"pipelines/tracking.py", "pipelines/mlflow_model.py"}

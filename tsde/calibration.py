@@ -19,7 +19,9 @@ class CalibrationConfig(BaseModel):
 
     enabled: bool = True
     lead_bins: int = Field(4, ge=1, description="groups of lead times with a correction of their own")
-    shrinkage: float = Field(30.0, ge=0, description="series' worth of trust in the overall correction before a group's")
+    shrinkage: float = Field(
+        30.0, ge=0, description="series' worth of trust in the overall correction before a group's"
+    )
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ class Residuals:
 class Calibrator:
     """Each quantile moved by a multiple of the forecast's own spread so that it holds at its level.
 
-    With s = q_0.9 - q_0.1 the conformity score of level p is e = (y - q_p) / s, and q_p becomes q_p + d_p s, where
-    d_p is the conformal p-quantile of the scores: one-sided conformalised quantile regression (Romano, Patterson and
-    Candes 2019) at every level, with multiplicative scores. Deviation: d_p is taken per lead-time bin and per channel,
-    each shrunk towards the correction over all data with the weight n / (n + shrinkage), n the number of
-    *series* behind it, since the windows of one series are not exchangeable with those of another.
+    With s = q_0.9 - q_0.1 + 0.1 the conformity score of level p is e = (y - q_p) / s, and q_p becomes q_p + d_p s,
+    where d_p is the conformal p-quantile of the scores: one-sided conformalised quantile regression (Romano,
+    Patterson and Candes 2019) at every level, with multiplicative scores. Deviation: d_p is taken per lead-time bin
+    and per channel, each shrunk towards the correction over all data with the weight n / (n + shrinkage), n the number
+    of *series* behind it, since the windows of one series are not exchangeable with those of another.
 
     Attributes:
         edges: `(bins - 1,)` lead times in horizons between bins.
@@ -91,7 +93,13 @@ class Calibrator:
         centred = scores - by_bin[bins]  # what is left for the channels to explain
         by_channel = torch.stack(
             [
-                _shrunk(centred[residuals.channel == c], series[residuals.channel == c], levels, 0 * overall, config.shrinkage)
+                _shrunk(
+                    centred[residuals.channel == c],
+                    series[residuals.channel == c],
+                    levels,
+                    0 * overall,
+                    config.shrinkage,
+                )
                 for c in range(channels)
             ]
         )
@@ -105,9 +113,9 @@ class Calibrator:
 
 
 def _spread(forecast: Quantiles) -> Tensor:
-    """q_0.9 - q_0.1, kept positive."""
+    """q_0.9 - q_0.1 plus a tenth of a channel's deviation, so that a forecast sure of one value can be moved too."""
     low, high = forecast.at(torch.tensor([0.1, 0.9])).unbind(-1)
-    return (high - low).clamp(min=1e-6)
+    return high - low + 0.1
 
 
 def _shrunk(scores: Tensor, series: Tensor, levels: Tensor, towards: Tensor, shrinkage: float) -> Tensor:

@@ -151,11 +151,11 @@ def _read_wide(sheet: Sheet, schema: TableSchema, expected: tuple[str, ...] | No
         if not text[i]:
             _complain(sheet, column, bad, commas, findings)
     names, kept = np.array(candidates, object), ~text & ~empty
-    _leave_out(sheet, "W-TEXT-COLUMN", "columns that hold no number", names[text], findings)
-    _leave_out(sheet, "W-EMPTY-COLUMN", "columns that are empty", names[empty], findings)
+    _leave_out(sheet, "W-LEFT-OUT-TEXT", "columns that hold no number", names[text], findings)
+    _leave_out(sheet, "W-LEFT-OUT-EMPTY", "columns that are empty", names[empty], findings)
     if expected is not None:
         extra = [column for column in others if column not in expected]
-        _leave_out(sheet, "W-LEFT-OUT", "columns that are not expected", extra, findings)
+        _leave_out(sheet, "W-LEFT-OUT-EXTRA", "columns that are not expected", extra, findings)
     return Cells(tuple(names[kept]), values if kept.all() else values[:, kept], None)
 
 
@@ -167,7 +167,7 @@ def _read_tidy(
     expected: tuple[str, ...] | None,
     findings: list[Finding],
 ) -> Cells:
-    names, code = categories(sheet.columns[channel_col])
+    names, code = categories(sheet, channel_col)
     values, bad = numbers(sheet.columns[value_col])
     commas = decimal_commas(sheet.columns[value_col], bad)
     if (code < 0).any():
@@ -179,19 +179,19 @@ def _read_tidy(
     named = schema.channels if expected is None else expected
     if named is None:
         text, empty = (observed == 0) & (wrong > comma), (observed == 0) & (wrong == 0)
-        _leave_out(sheet, "W-TEXT-CHANNEL", "channels that hold no number", names[text], findings)
-        _leave_out(sheet, "W-EMPTY-CHANNEL", "channels that are empty", names[empty], findings)
+        _leave_out(sheet, "W-LEFT-OUT-TEXT", "channels that hold no number", names[text], findings)
+        _leave_out(sheet, "W-LEFT-OUT-EMPTY", "channels that are empty", names[empty], findings)
         named = tuple(names[~text & ~empty])
     else:
         _require_channels(sheet, named if expected is None else None, names.tolist(), "channel")
         others = [name for name in names if name not in named]
-        _leave_out(sheet, "W-LEFT-OUT", "channels that are not expected", others, findings)
+        _leave_out(sheet, "W-LEFT-OUT-EXTRA", "channels that are not expected", others, findings)
     place = {name: i for i, name in enumerate(named)}
     code = np.array([*(place.get(name, -1) for name in names), -1])[code]  # a blank, -1, picks the last entry
     _complain(sheet, value_col, bad & (code >= 0), commas, findings)
     roles = (schema.id_col, schema.time_col, channel_col, value_col)
     spare = [column for column in sheet.columns if column not in roles]
-    _leave_out(sheet, "W-LEFT-OUT", "columns that a tidy table does not use", spare, findings)
+    _leave_out(sheet, "W-LEFT-OUT-EXTRA", "columns that a tidy table does not use", spare, findings)
     return Cells(named, values[:, None], code)
 
 
@@ -210,9 +210,9 @@ def _leave_out(sheet: Sheet, code: str, what: str, names: Sequence[str] | np.nda
 def _complain(sheet: Sheet, column: str, bad: np.ndarray, commas: np.ndarray, findings: list[Finding]) -> None:
     """Add an error for numbers with a comma and one for cells that are otherwise no finite number."""
     if (comma := bad & commas).any():
-        text = f"column {column!r} holds {sheet.cell(column, comma)}, a number with a comma"
+        text = f"column {column!r} holds {sheet.cells(column, comma)}, a number with a comma"
         findings.append(sheet.finding("E-DECIMAL-COMMA", f"{text}; write it with a decimal point, as in 1.5", comma))
     if (other := bad & ~commas).any():
-        text = f"column {column!r} holds {sheet.cell(column, other)}, expected a finite number"
+        text = f"column {column!r} holds {sheet.cells(column, other)}, expected a finite number"
         remedy = "correct the cell, leave it empty if nothing was observed, or choose other channels (--channels)"
         findings.append(sheet.finding("E-VALUE", f"{text}; {remedy}", other))

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from tsde.errors import UsageError
-from tsde.reading import Finding, Sheet, numbers, observed, plain_numbers
+from tsde.reading import Finding, Sheet, decimal_commas, numbers, observed, plain_numbers
 
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _WORDS = {"sec": "s", "second": "s", "minute": "min", "hour": "h", "day": "d", "week": "w"}
@@ -68,7 +68,9 @@ class Clock(BaseModel, frozen=True, extra="forbid"):
         """Times `(n,)` as text, `(n,)` object: ISO 8601 without needless digits, or the shortest number."""
         if self.kind == "number":
             return plain_numbers(times)
-        moments = np.round(np.asarray(times, np.float64) * 1e6).astype("datetime64[us]")
+        whole = np.floor(times)  # apart from the fraction, which then keeps every digit that the times have
+        micros = whole.astype(np.int64) * 1_000_000 + np.round((times - whole) * 1e6).astype(np.int64)
+        moments = micros.astype("datetime64[us]")
         if self.timezone is None:
             return _iso(moments)
         local = pd.DatetimeIndex(moments, tz="UTC").tz_convert(self.timezone).tz_localize(None).to_numpy()
@@ -115,12 +117,13 @@ def read_times(
         text = wrong.any() and pa.types.is_string(column.type)
         stamps = _parsed_stamps(observed(column), dayfirst) if text else None
         if stamps is None or stamps.readable.sum() < np.isfinite(values).sum():
-            found = _complaints(sheet, name, np.isnan(values) & ~wrong, wrong, "a number like the others")
-            return values, Clock(kind="number") if np.isfinite(values).any() else None, found
+            clock = Clock(kind="number") if np.isfinite(values).any() else None
+            expected = "a finite number like the others" if clock else "datetimes or numbers"
+            return values, clock, _complaints(sheet, name, np.isnan(values) & ~wrong, wrong, expected)
     wrong = ~stamps.readable & ~stamps.blank
     found = _complaints(sheet, name, stamps.blank, wrong, "ISO 8601 (2024-01-31T12:00) or the others' form")
     if stamps.ambiguous.any():
-        cell = sheet.cell(name, stamps.ambiguous)
+        cell = sheet.cells(name, stamps.ambiguous)
         remedy = "write ISO 8601 (2024-01-31), or set the dayfirst option (--dayfirst) if the day comes first"
         text = f"nothing shows whether the time {cell} in column {name!r} has the day or the month first; {remedy}"
         found.append(sheet.finding("E-TIME-AMBIGUOUS", text, stamps.ambiguous))
@@ -189,7 +192,8 @@ def _parsed_stamps(cells: pa.ChunkedArray, dayfirst: bool) -> _Stamps:
     length = ((first + 1).astype("datetime64[D]") - first.astype("datetime64[D]")).astype(np.int64)
     valid = (month >= 1) & (month <= 12) & (day >= 1) & (day <= length) & (hour < 24) & (minute < 60) & (second < 60)
     readable = matched & valid & (zone_hour < 24) & (zone_minute < 60)
-    readable &= year_last == _majority(year_last, readable)
+    if (readable & ~year_last).any():
+        readable &= ~year_last  # one form per column, and ISO 8601 is the safer one
     offset = np.where(west, -1, 1) * (zone_hour * 60 + zone_minute)
     minutes = ((first.astype("datetime64[D]").astype(np.int64) + day - 1) * 24 + hour) * 60 + minute - offset
     micros = np.where(readable, (minutes * 60 + second) * 1_000_000 + fraction, 0)
@@ -203,7 +207,7 @@ def _to_utc(
     odd = stamps.readable & (stamps.zoned != _majority(stamps.zoned, stamps.readable))
     if odd.any():
         state = "has a time zone where others have none" if stamps.zoned[odd][0] else "has no time zone where others do"
-        text = f"the time {sheet.cell(name, odd)} in column {name!r} {state}; give every time a zone, or none"
+        text = f"the time {sheet.cells(name, odd)} in column {name!r} {state}; give every time a zone, or none"
         found.append(sheet.finding("E-TIME-ZONE", text, odd))
     if timezone is None or stamps.zoned.any():
         return stamps.micros, odd
@@ -211,7 +215,7 @@ def _to_utc(
     placed = local.tz_localize(timezone, ambiguous="NaT", nonexistent="NaT").tz_convert("UTC").tz_localize(None)
     odd = np.asarray(placed.isna()) & stamps.readable
     if odd.any():
-        text = f"the time {sheet.cell(name, odd)} is skipped or occurs twice when clocks change in {timezone}"
+        text = f"the time {sheet.cells(name, odd)} is skipped or occurs twice when clocks change in {timezone}"
         found.append(sheet.finding("E-TIME-CLOCK-CHANGE", f"{text}; write it with its offset from UTC", odd))
     return placed.to_numpy().astype("datetime64[us]").astype(np.int64), odd
 
@@ -227,7 +231,9 @@ def _complaints(sheet: Sheet, name: str, blank: np.ndarray, wrong: np.ndarray, e
         text = f"the time in column {name!r} is blank; fill it or drop the row"
         found.append(sheet.finding("E-TIME-BLANK", text, blank))
     if wrong.any():
-        text = f"the time {sheet.cell(name, wrong)} in column {name!r} is not readable; expected {expected}"
+        if decimal_commas(sheet.columns[name], wrong).any():
+            expected = "a decimal point, not a comma"
+        text = f"the time {sheet.cells(name, wrong)} in column {name!r} is not readable; expected {expected}"
         found.append(sheet.finding("E-TIME-UNREADABLE", text, wrong))
     return found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tsde.calibration import CalibrationConfig
 from tsde.errors import ConfigError, MissingInputError
@@ -36,6 +36,12 @@ class Experiment(BaseModel):
     model: ModelConfig = FilterConfig()
     train: TrainConfig = TrainConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _default_family(cls, model: Any) -> Any:
+        """A model section that names no family means the default one, so that `--set model.width=32` works alone."""
+        return {"family": FilterConfig().family, **model} if isinstance(model, Mapping) else model
 
     def to_yaml(self) -> str:
         """The complete configuration, defaults included, in the order of the fields."""
@@ -99,7 +105,9 @@ def _apply(document: dict[str, Any], override: str) -> None:
 
 def _sentence(problem: Any) -> str:
     """One validation error as: field, what was expected, what came."""
-    field = ".".join(str(part) for part in problem["loc"] if part not in MODELS) or "document"  # without the union's tag
+    field = (
+        ".".join(str(part) for part in problem["loc"] if part not in MODELS) or "document"
+    )  # without the union's tag
     if problem["type"] == "extra_forbidden":
         return f"unknown key {field!r}; `tsde train --help` and configs/ show the known ones"
     if problem["type"] == "missing":

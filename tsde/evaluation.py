@@ -56,7 +56,9 @@ class Evaluation:
 _LEVELS = (50, 80, 95)
 
 
-def evaluate(predictor: Predictor, windows: Sequence[Window], calibrated: bool = True, lead_bins: int = 4) -> Evaluation:
+def evaluate(
+    predictor: Predictor, windows: Sequence[Window], calibrated: bool = True, lead_bins: int = 4
+) -> Evaluation:
     """Score a predictor on windows whose answers are known; `calibrated=False` scores the raw forecasts."""
     residuals = predictor.residuals(windows, calibrated)
     edges = torch.quantile(residuals.lead[: 2**24], torch.arange(1, lead_bins) / lead_bins).unique()

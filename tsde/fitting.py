@@ -63,7 +63,9 @@ def prepare(table: Table, experiment: Experiment, scaler: Scaler | None = None) 
     _require(train, "training", table, horizon)
     held = [eligible_origins(series, region) for region in (split.validation, split.calibration, split.test)]
     _require(held[0], "validation", table, horizon)
-    validation, calibration, test = (fixed_windows(origins, experiment.windows) if len(origins) else [] for origins in held)
+    validation, calibration, test = (
+        fixed_windows(origins, experiment.windows) if len(origins) else [] for origins in held
+    )
     return Parts(scaler, series, split, train, validation, calibration, test)
 
 
@@ -88,7 +90,9 @@ def fit_predictor(
 
 def _as_baseline(experiment: Experiment, name: str) -> Experiment:
     family: Family = MODELS[name]
-    return experiment.model_copy(update={"model": family.config(), "train": experiment.train.model_copy(update={"members": 1})})
+    return experiment.model_copy(
+        update={"model": family.config(), "train": experiment.train.model_copy(update={"members": 1})}
+    )
 
 
 def _fit(

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 Field_ = Callable[[Tensor], Tensor]
-"""An autonomous vector field on states `(N, D)`; time enters as a part of the state, or as a constant of the closure."""
+"""An autonomous vector field on states `(N, D)`; what does not depend on the state is a constant of its closure."""
 
 
 class Solver(BaseModel):
@@ -101,12 +101,11 @@ class DenseSolution(NamedTuple):
         return self.rotation.over(rest) * self.states[index, row] + self.rotation.drive(rest) * self.drives[index, row]
 
 
-def semilinear(
-    rotation: Rotation, field: Field_, state: Tensor, until: Tensor, steps_per_unit: int
-) -> DenseSolution:
+def semilinear(rotation: Rotation, field: Field_, state: Tensor, until: Tensor, steps_per_unit: int) -> DenseSolution:
     """z' = lambda z + g(z) from lead 0 to at least `max(until)` by the exponential midpoint rule, with dense output.
 
-        z_{i+1/2} = e^{lambda h/2} z_i + phi(h/2) g(z_i);   N_i = g(z_{i+1/2});   z_{i+1} = e^{lambda h} z_i + phi(h) N_i
+        z_{i+1/2} = e^{lambda h/2} z_i + phi(h/2) g(z_i),   N_i = g(z_{i+1/2}),
+        z_{i+1} = e^{lambda h} z_i + phi(h) N_i
 
     with phi(s) the integral of e^{lambda u} over [0, s] (Hochbruck and Ostermann 2010, "Exponential integrators",
     section 2.3). The step is fixed, so more steps for a later query leave the earlier ones as they were.
@@ -130,7 +129,6 @@ def semilinear(
     return DenseSolution(rotation, torch.stack(states), torch.stack(drives), h)
 
 
-
 def brownian_path(
     drift: Callable[[int, Tensor], Tensor],
     diffusion: Callable[[int, Tensor], Tensor],
@@ -138,7 +136,9 @@ def brownian_path(
     noise: Sequence[Tensor],
     h: float,
 ) -> Tensor:
-    """dz = f(z) dt + g(z) dW with diagonal g by Euler and Maruyama: z_{i+1} = z_i + h f(i, z_i) + sqrt(h) g(i, z_i) xi_i.
+    """dz = f(z) dt + g(z) dW, g diagonal, by Euler and Maruyama.
+
+        z_{i+1} = z_i + h f(i, z_i) + sqrt(h) g(i, z_i) xi_i
 
     Args:
         noise: xi_i, one standard normal tensor of the state's shape per step.

@@ -19,7 +19,7 @@ from tsde.metrics import pinball
 HeadName = Literal["quantile", "gaussian", "student_t"]
 
 LEVELS = (0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975)
-_HUBER = 3.0  # squared error up to three standard deviations of the channel, then linear: outliers do not steer
+HUBER = 3.0  # squared error up to three standard deviations of the channel, then linear: outliers do not steer
 _MIN_SCALE = 1e-3
 
 
@@ -48,13 +48,16 @@ def distribution(head: HeadName, mean: Tensor, raw: Tensor) -> Distribution:
 
 
 def score(forecast: Distribution, target: Tensor) -> Tensor:
-    """Elementwise training score in the forecast's batch shape, to which `target` broadcasts: Huber loss of the mean plus a proper score of the shape.
+    """Elementwise training score in the forecast's batch shape, to which `target` broadcasts.
 
-    Quantiles: the mean pinball loss, doubled, which approximates the CRPS. Others: the negative log-likelihood
-    with the mean detached.
+    The Huber loss of the mean plus a proper score of the shape. Quantiles: the mean pinball loss, doubled, which
+    approximates the CRPS. Others: the negative log-likelihood with the mean detached.
+
+    Raises:
+        TypeError: for a distribution that no head makes.
     """
     target = target.expand(forecast.batch_shape)
-    error = huber_loss(forecast.mean, target, reduction="none", delta=_HUBER)
+    error = huber_loss(forecast.mean, target, reduction="none", delta=HUBER)
     if isinstance(forecast, Quantiles):
         return error + 2 * pinball(forecast.values, forecast.levels, target).mean(-1)
     if isinstance(forecast, Normal):

@@ -32,7 +32,11 @@ from tsde.windows import Query, Window
 
 MAX_LEAD = 4.0
 """Horizons ahead beyond which a forecast stays what it is at this lead."""
-_BLOCKS = (8, 32, 128)  # query times per row of a batch; a request takes the smallest that holds it, or several of the last
+_BLOCKS = (
+    8,
+    32,
+    128,
+)  # query times per row of a batch; a request takes the smallest that holds it, or several of the last
 _CELLS = 2**17  # targets per batch: bounds memory
 
 
@@ -98,12 +102,12 @@ class Predictor:
         return Residuals.concatenate([_observed(self.law(w.query, calibrated), w) for w in windows])
 
     def queries(self, table: Table, horizon: str | float, step: str | float | None = None) -> Queries:
-        """Times `origin + step, origin + 2 step, ...` up to the horizon, for every series; one step if none is given."""
+        """Times `origin + step, origin + 2 step, ...` up to the horizon for every series; the horizon alone without."""
         reach = self.clock.parse_duration(horizon)
         stride = reach if step is None else self.clock.parse_duration(step)
         if stride > reach:
             raise UsageError(f"the step {step} is longer than the horizon {horizon}; expected at most the horizon")
-        count = int(math.floor(reach / stride * (1 + 1e-9)))
+        count = math.floor(reach / stride * (1 + 1e-9))
         origin = table.times[table.offsets[1:] - 1]
         times = (origin[:, None] + stride * np.arange(1, count + 1)).ravel()
         return Queries(np.repeat(table.ids, count), times, self.clock.format(times))
@@ -122,7 +126,7 @@ class Predictor:
 
         Args:
             table: the histories, with the model's channels.
-            horizon, step: ask for regular times after each series' last row; the model's own horizon if nothing is given.
+            horizon, step: ask for regular times after each series' last row; by default at the model's own horizon.
             queries: or ask for arbitrary times per series, answered in their order.
             levels: central intervals in percent.
 
@@ -227,7 +231,9 @@ class Predictor:
         if self.card:
             files[f"{prefix}card.json"] = json.dumps(self.card, indent=1).encode()
         weights = {
-            f"{number}/{name}": value for number, member in enumerate(self.members) for name, value in member.state_dict().items()
+            f"{number}/{name}": value
+            for number, member in enumerate(self.members)
+            for name, value in member.state_dict().items()
         }
         calibration = {
             "edges": self.calibrator.edges,
@@ -304,7 +310,9 @@ def _batches(
     first = counts.cumsum(0) - counts
     rank = torch.arange(len(order)) - first[request]
     sizes = torch.tensor(_BLOCKS)
-    size = sizes[torch.bucketize(counts, sizes).clamp(max=len(sizes) - 1)][request]  # block size of each query's request
+    size = sizes[torch.bucketize(counts, sizes).clamp(max=len(sizes) - 1)][
+        request
+    ]  # block size of each query's request
     start = torch.maximum(series.offsets[owner[order]], row[order] - context + 1)
     length = row[order] - start + 1
     padded = 2 ** torch.ceil(torch.log2(length.double())).long().clamp(min=3)

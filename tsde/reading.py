@@ -58,7 +58,7 @@ class TableError(DataError):
 
     def __str__(self) -> str:
         errors = [finding.message for finding in self.findings if finding.severity == "error"]
-        more = [f"... and {len(errors) - 3} more errors; `tsde validate` lists them all"] if len(errors) > 3 else []
+        more = [f"... and {len(errors) - 3} more; `tsde validate` lists them all"] if len(errors) > 3 else []
         return "\n".join(errors[:3] + more)
 
 
@@ -84,9 +84,9 @@ class Sheet:
         where = _where(self.name, self.unit, places)
         return Finding(code, severity, f"{where}: {text}", tuple(places[:10].tolist()), len(places))
 
-    def cell(self, column: str, rows: np.ndarray) -> str:
-        """The first of these cells, `(n,)` bool with a True, as text in quotes."""
-        return repr(str(self.columns[column][int(rows.argmax())].as_py())[:80])
+    def cells(self, column: str, rows: np.ndarray) -> str:
+        """What stands in the first three of these rows, `(n,)` bool, in quotes."""
+        return listed(dict.fromkeys(str(self.columns[column][int(i)].as_py())[:80] for i in np.flatnonzero(rows)[:3]))
 
 
 def read_sheet(source: str | Path | pd.DataFrame) -> Sheet:
@@ -151,11 +151,20 @@ def observed(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.is_in(cells, MISSING), None, cells)
 
 
-def categories(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct names as written, sorted, `(N,)` object, and each row's index among them, -1 if blank, `(n,)` int64."""
+def categories(sheet: Sheet, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A column's distinct names as written, sorted, `(N,)` object, and `(n,)` int64, each row's place, -1 if blank.
+
+    Raises:
+        TableError: its type has no text (a list, say).
+    """
+    column = sheet.columns[name]
     if pa.types.is_floating(column.type):
         column = pa.chunked_array([plain_numbers(column.to_numpy())], pa.string())
-    encoded = column.cast(pa.string()).fill_null("").dictionary_encode().combine_chunks()
+    try:
+        encoded = column.cast(pa.string()).fill_null("").dictionary_encode().combine_chunks()
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        text = f"column {name!r} holds {column.type}, expected names; write them as text or whole numbers"
+        raise TableError([sheet.finding("E-COLUMN-TYPE", text)]) from error
     names = encoded.dictionary.to_numpy(zero_copy_only=False)
     named = pc.not_equal(pc.utf8_trim_whitespace(encoded.dictionary), "").to_numpy(zero_copy_only=False)
     order = np.argsort(names[named])
@@ -177,7 +186,7 @@ def listed(names: Iterable[object]) -> str:
     return ", ".join(quoted[:20]) + (f" and {len(quoted) - 20} more" if len(quoted) > 20 else "")
 
 
-def _where(name: str, unit: str, places: np.ndarray) -> str:
+def _where(name: str, unit: str, places: Sequence[int] | np.ndarray) -> str:
     if not len(places):
         return name
     more = f" and {len(places) - 3} more" if len(places) > 3 else ""
@@ -190,7 +199,7 @@ def _refusal(code: str, message: str, places: Sequence[int] = ()) -> TableError:
 
 def _sheet(name: str, header: list[str], columns: list[pa.ChunkedArray], lines: np.ndarray | None = None) -> Sheet:
     """A sheet with a sound header and one Arrow type for every kind of text; without lines, rows count from 1."""
-    _check_header(name, header)
+    _check_header(name, header, ())
     n_rows = len(columns[0]) if columns else 0
     if not n_rows:
         raise _refusal("E-EMPTY", f"{name}: expected a header and rows of data, found no rows")
@@ -199,15 +208,15 @@ def _sheet(name: str, header: list[str], columns: list[pa.ChunkedArray], lines: 
     return Sheet(name, dict(zip(names, map(_plain_type, columns), strict=True)), places, unit)
 
 
-def _check_header(name: str, header: list[str]) -> None:
-    names = [column.strip() for column in header]
+def _check_header(name: str, header: list[str], line: tuple[int, ...]) -> None:
+    names, where = [column.strip() for column in header], _where(name, "line", line)
     if "" in names:
-        remedy = "name it, or leave it out (pandas: index=False)"
-        raise _refusal("E-HEADER-BLANK", f"{name}: column {names.index('') + 1} has no name in the header; {remedy}")
+        message = f"{where}: column {names.index('') + 1} has no name; name it, or leave it out (pandas: index=False)"
+        raise _refusal("E-HEADER-BLANK", message, line)
     if len(set(names)) < len(names):
         twice = listed(column for column in dict.fromkeys(names) if names.count(column) > 1)
-        message = f"{name}: {twice} stands more than once in the header; give every column a name of its own"
-        raise _refusal("E-HEADER-DUPLICATE", message)
+        message = f"{where}: the name {twice} stands more than once; give every column a name of its own"
+        raise _refusal("E-HEADER-DUPLICATE", message, line)
 
 
 def _plain_type(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -234,31 +243,40 @@ def _read_parquet(path: Path, name: str) -> Sheet:
 def _read_csv(data: bytes, name: str) -> Sheet:
     """CSV bytes, separated by comma, semicolon or tab, as text columns."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        data = data.decode("utf-16", errors="replace").encode()
+        try:
+            data = data.decode("utf-16").encode()
+        except UnicodeDecodeError as error:
+            raise _refusal("E-ENCODING", f"{name}: broken UTF-16; save the table as CSV in UTF-8") from error
     data = data.removeprefix(b"\xef\xbb\xbf")
     if b"\0" in data[:4096]:
         raise _refusal("E-ENCODING", f"{name}: not a text file; save the table as CSV in UTF-8")
-    if not data.strip():
+    if not data or data.isspace():
         raise _refusal("E-EMPTY", f"{name}: the file is empty; expected a header and rows of data")
     if b"\n" not in data:
         data = data.replace(b"\r", b"\n")
     try:
-        header, separator = _header(data)
-        _check_header(name, header)  # before Arrow, which reads columns by name
+        header, separator, line = _header(data)
+        _check_header(name, header, (line,))  # before Arrow, which reads columns by name
         columns = _parse(data, header, separator).columns
     except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
         raise _diagnosis(data, name, error) from error
     n_rows = len(columns[0])
     plain = data.count(b"\n") + (data[-1:] != b"\n") == n_rows + 1  # no blank line, no line break inside quotes
-    return _sheet(name, header, columns, np.arange(2, n_rows + 2) if plain else _record_lines(data)[1:])
+    lines = np.arange(2, n_rows + 2) if plain else _record_lines(data)[1:]
+    sheet = _sheet(name, header, columns, lines)
+    if data.count(b'"') % 2 and "\n" in columns[-1][-1].as_py():  # Arrow takes all that follows for one cell
+        message = f"{name}, line {lines[-1]}: a quotation mark is opened and never closed; close or remove it"
+        raise _refusal("E-QUOTE", message, [int(lines[-1])])
+    return sheet
 
 
-def _header(data: bytes) -> tuple[list[str], str]:
-    """Column names and the separator: the one that cuts the first line into most cells."""
+def _header(data: bytes) -> tuple[list[str], str, int]:
+    """Column names, the separator, which is the one that cuts the header into most cells, and the header's line."""
     text = io.TextIOWrapper(io.BytesIO(data), "utf-8", newline="")
-    first = next(line for line in text if line.strip("\r\n"))
-    cut = [(next(csv.reader([first], delimiter=separator)), separator) for separator in ",;\t"]
-    return max(cut, key=lambda cells_and_separator: len(cells_and_separator[0]))
+    line, header = next((line, cells) for line, cells in enumerate(text, 1) if cells.strip("\r\n"))
+    names = {separator: next(csv.reader([header], delimiter=separator)) for separator in ",;\t"}
+    separator = max(names, key=lambda separator: len(names[separator]))
+    return names[separator], separator, line
 
 
 def _parse(data: bytes, header: list[str], separator: str, ragged: list[pa.csv.InvalidRow] | None = None) -> pa.Table:
@@ -301,7 +319,7 @@ def _diagnosis(data: bytes, name: str, error: Exception) -> TableError:
         return _refusal("E-ENCODING", message, [line])
     ragged: list[pa.csv.InvalidRow] = []
     with contextlib.suppress(csv.Error, pa.ArrowInvalid):
-        header, separator = _header(data)
+        header, separator, _ = _header(data)
         _parse(data, header, separator, ragged)
     if not ragged:
         return _refusal("E-CSV", f"{name}: not a readable CSV file ({error}); save the table as CSV again")

@@ -36,7 +36,7 @@ class Scaler(BaseModel):
 
     @classmethod
     def fit(cls, table: Table, horizon: float, rows: NDArray[np.bool_]) -> Scaler:
-        """Mean and standard deviation of the winsorised values in `rows (R,)`; constant or empty channels keep scale 1."""
+        """Mean and deviation of the winsorised values in `rows (R,)`; constant or empty channels keep scale 1."""
         moments = [_moments(column[~np.isnan(column)]) for column in table.values[rows].T]
         return cls(
             channels=table.channels,

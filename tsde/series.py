@@ -90,7 +90,9 @@ class SeriesSet:
         found = torch.searchsorted(axis, wanted + base[series], right=True)
         return torch.maximum(torch.minimum(found, self.offsets[series + 1]), self.offsets[series])
 
-    def pad(self, first: Tensor, last: Tensor, series: Tensor, reference: Tensor, length: int | None = None) -> SeriesBatch:
+    def pad(
+        self, first: Tensor, last: Tensor, series: Tensor, reference: Tensor, length: int | None = None
+    ) -> SeriesBatch:
         """Rows `first` to `last` (inclusive, `(B,)`) of the given series as a batch, times relative to `reference`."""
         length = int((last - first).max()) + 1 if length is None else length
         step = torch.arange(length)

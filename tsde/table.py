@@ -36,8 +36,9 @@ __all__ = [
 ]
 
 
-DEFAULT = TableSchema()
+_DEFAULT = TableSchema()
 _METADATA = "tsde"  # the key in a Parquet file's metadata
+_MAX_CELLS = 2**31  # 16 GiB: a tidy table that large in wide form has the wrong channel column
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +116,7 @@ class Queries:
 
 def read_table(
     source: str | Path | pd.DataFrame,
-    schema: TableSchema = DEFAULT,
+    schema: TableSchema = _DEFAULT,
     *,
     expected_channels: tuple[str, ...] | None = None,
     expected_clock: Clock | None = None,
@@ -130,26 +131,23 @@ def read_table(
         UsageError: a file of another kind.
         TableError: a `DataError` that lists the first three errors and holds every finding.
     """
-    reading = _read(read_sheet(source), schema, expected_channels, expected_clock)
-    if any(finding.severity == "error" for finding in reading.findings):
-        raise TableError(reading.findings)
-    return reading.table
+    return _read(source, schema, expected_channels, expected_clock).table
 
 
 def check_table(
     source: str | Path | pd.DataFrame,
-    schema: TableSchema = DEFAULT,
+    schema: TableSchema = _DEFAULT,
     *,
     expected_channels: tuple[str, ...] | None = None,
     expected_clock: Clock | None = None,
 ) -> list[Finding]:
-    """Everything `read_table` would refuse or note, and what is readable but suspicious; empty for a sound table.
+    """Everything `read_table` would refuse or note; if it refuses nothing, also what is readable but suspicious.
 
     Raises:
         MissingInputError, UsageError: as `read_table` does.
     """
     try:
-        reading = _read(read_sheet(source), schema, expected_channels, expected_clock)
+        reading = _read(source, schema, expected_channels, expected_clock)
     except TableError as error:
         return list(error.findings)
     return reading.findings + _suspicions(reading)
@@ -241,7 +239,7 @@ class _Keys:
 
 @dataclass(frozen=True, eq=False)
 class _Reading:
-    """A table beside its findings; with errors among them it holds the sound rows only and is not for the user."""
+    """A table, and what was found on the way to it."""
 
     sheet: Sheet
     table: Table
@@ -249,17 +247,21 @@ class _Reading:
     findings: list[Finding]
 
 
-def _read(sheet: Sheet, schema: TableSchema, channels: tuple[str, ...] | None, clock: Clock | None) -> _Reading:
+def _read(
+    source: str | Path | pd.DataFrame, schema: TableSchema, channels: tuple[str, ...] | None, clock: Clock | None
+) -> _Reading:
+    """The table; rows with an error are left out on the way, so that all other errors are found too, and raised."""
+    sheet = read_sheet(source)
     require_columns(sheet, schema)
     keys = _read_keys(sheet, schema, clock)
     findings = keys.findings
     cells = read_channels(sheet, schema, channels, findings)
     rows = _sorted_rows(sheet, keys, findings)
-    if not len(rows):
-        raise TableError(findings)
     codes, times = keys.codes[rows], keys.times[rows]
-    starts = np.flatnonzero(np.append(True, (np.diff(codes) != 0) | (np.diff(times) != 0)))
+    starts = np.flatnonzero((np.diff(codes, prepend=-1) != 0) | (np.diff(times, prepend=np.nan) != 0))
     values = _merged_values(sheet, schema, keys, cells, rows, starts, findings)
+    if any(finding.severity == "error" for finding in findings):
+        raise TableError(findings)
     table = Table(
         ids=keys.ids,
         offsets=np.searchsorted(codes[starts], np.arange(len(keys.ids) + 1)),
@@ -275,7 +277,7 @@ def _read(sheet: Sheet, schema: TableSchema, channels: tuple[str, ...] | None, c
 def _read_keys(sheet: Sheet, schema: TableSchema, expected: Clock | None) -> _Keys:
     """The ids and times, on the expected clock if there is one."""
     findings = []
-    ids, codes = categories(sheet.columns[schema.id_col])
+    ids, codes = categories(sheet, schema.id_col)
     if (codes < 0).any():
         text = f"the id in column {schema.id_col!r} is blank; name the series or drop the row"
         findings.append(sheet.finding("E-ID-BLANK", text, codes < 0))
@@ -283,10 +285,10 @@ def _read_keys(sheet: Sheet, schema: TableSchema, expected: Clock | None) -> _Ke
     findings += found
     if clock is None:
         raise TableError(findings)
-    if expected is not None and (problem := expected.mismatch(clock)):
-        text = f"column {schema.time_col!r}: {problem}"
-        findings.append(sheet.finding("E-TIME-KIND", text))
-    return _Keys(ids, codes, times, expected or clock, findings)
+    problem = expected and expected.mismatch(clock)
+    if problem:
+        findings.append(sheet.finding("E-TIME-KIND", f"column {schema.time_col!r}: {problem}"))
+    return _Keys(ids, codes, times, expected if expected and not problem else clock, findings)
 
 
 def _sorted_rows(sheet: Sheet, keys: _Keys, findings: list[Finding]) -> np.ndarray:
@@ -296,7 +298,7 @@ def _sorted_rows(sheet: Sheet, keys: _Keys, findings: list[Finding]) -> np.ndarr
         rows = rows[np.argsort(keys.codes[rows], kind="stable")]
     late = (np.diff(keys.times[rows]) < 0) & (np.diff(keys.codes[rows]) == 0)
     if late.any():
-        text = "stands after a later time of its series; the rows were sorted by time"
+        text = "rows stand after a later time of their series and were sorted"
         findings.append(sheet.finding("W-UNSORTED-ROWS", text, rows[1:][late], "warning"))
         rows = rows[np.lexsort((keys.times[rows], keys.codes[rows]))]
     return rows
@@ -316,6 +318,10 @@ def _merged_values(
         _judge_repeats(sheet, schema, keys, rows, starts, findings)
         return merge(cells.values[rows], starts, schema.duplicates)
     shape = (len(starts), len(cells.channels))
+    if shape[0] * shape[1] > _MAX_CELLS:
+        text = f"{shape[0]} times by {shape[1]} channels do not fit into memory"
+        remedy = "check the channel column (--channel-col), or choose channels (--channels)"
+        raise TableError([*findings, sheet.finding("E-TOO-LARGE", f"{text}; {remedy}")])
     run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(rows))))
     cell = run * shape[1] + cells.code[rows]
     known = np.flatnonzero(cells.code[rows] >= 0)
@@ -343,7 +349,7 @@ def _judge_repeats(
         text = f"{where} stands more than once; drop the repeats, or merge them with --duplicates mean|first|last"
         findings.append(sheet.finding("E-DUPLICATE", text, repeated))
     else:
-        text = f"{(sizes > 1).sum()} repeated times, first of {where}, were merged ({schema.duplicates})"
+        text = f"repeated times were merged ({schema.duplicates}): {(sizes > 1).sum()}, first {where}"
         findings.append(sheet.finding("W-DUPLICATE", text, repeated, "warning"))
 
 

@@ -27,7 +27,9 @@ from tsde.windows import Origins, Window, WindowConfig, draw_windows
 def _seconds(value: object) -> object:
     """Text with a unit, such as 300s or 5min, as seconds."""
     try:
-        return Clock(kind="datetime").parse_duration(value) if isinstance(value, str) and value[-1:].isalpha() else value
+        return (
+            Clock(kind="datetime").parse_duration(value) if isinstance(value, str) and value[-1:].isalpha() else value
+        )
     except UsageError as error:
         raise ValueError(str(error)) from error
 
@@ -46,8 +48,12 @@ class TrainConfig(BaseModel):
     warmup: int = Field(100, ge=0, description="steps of linear learning-rate warm-up, before the cosine")
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    average: float = Field(0.995, ge=0, lt=1, description="decay of the running average of the weights that is validated")
-    kl_warmup: float = Field(0.3, ge=0, le=1, description="share of training over which the KL weight rises to kl_weight")
+    average: float = Field(
+        0.995, ge=0, lt=1, description="decay of the running average of the weights that is validated"
+    )
+    kl_warmup: float = Field(
+        0.3, ge=0, le=1, description="share of training over which the KL weight rises to kl_weight"
+    )
     kl_weight: float = Field(1.0, ge=0)
     validate_every: int = Field(100, ge=1, description="steps between validations; a checkpoint follows each")
     patience: int = Field(10, ge=1, description="validations without improvement before stopping")
@@ -128,7 +134,13 @@ class _Loop:
     """The state of one member's training and the steps that change it."""
 
     def __init__(
-        self, model: Forecaster, origins: Origins, windows: WindowConfig, config: TrainConfig, seed: int, folder: Path | None
+        self,
+        model: Forecaster,
+        origins: Origins,
+        windows: WindowConfig,
+        config: TrainConfig,
+        seed: int,
+        folder: Path | None,
     ):
         self.model, self.origins, self.windows, self.config, self.folder = model, origins, windows, config, folder
         self.generator = torch.Generator().manual_seed(seed)
@@ -146,7 +158,7 @@ class _Loop:
         started = time.monotonic() - state.elapsed
         share = self._share(budget)
         while share < 1 and state.stale < config.patience:
-            scores = []
+            scores: list[tuple[float, float]] = []
             while len(scores) < config.validate_every and share < 1:
                 scores.append(self._step(share))
                 state.elapsed = time.monotonic() - started
@@ -160,7 +172,15 @@ class _Loop:
                 state.best, self.kept = crps, copy.deepcopy(self.averaged.state_dict())
             state.elapsed = time.monotonic() - started
             progress = Progress(
-                member, state.step, config.steps, state.elapsed, score, kl, crps, state.best, min(1.0, self._share(budget))
+                member,
+                state.step,
+                config.steps,
+                state.elapsed,
+                score,
+                kl,
+                crps,
+                state.best,
+                min(1.0, self._share(budget)),
             )
             state.history.append({key: float(value) for key, value in asdict(progress).items()})
             if self.folder is not None:
@@ -231,7 +251,7 @@ class _Loop:
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay on matrices only: decaying rates, frequencies, biases and norms would pull them to arbitrary values."""
+    """Weight decay on matrices only: zero is no natural value for a rate, a frequency, a bias or a norm."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -45,7 +46,9 @@ class Query:
 
         times = repeat(context.times)
         mask = repeat(context.mask) & (times <= origins)[..., None]
-        cut = SeriesBatch(times.minimum(origins), repeat(context.values), mask, repeat(context.key), repeat(context.static))
+        cut = SeriesBatch(
+            times.minimum(origins), repeat(context.values), mask, repeat(context.key), repeat(context.static)
+        )
         return Query(cut, origins, self.times.flatten(0, 1)[:, None])
 
 
@@ -131,7 +134,7 @@ def _split_by_series(series: SeriesSet, shares: Tensor, seed: int) -> Split:
     edges = [0, *bounds.tolist()]
     infinity = torch.full((count,), math.inf, dtype=torch.float64)
     parts = []
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges):
         upper = -infinity
         upper[order[start:stop]] = math.inf
         parts.append(Region(-infinity, upper))
@@ -146,7 +149,7 @@ def _split_by_time(series: SeriesSet, shares: Tensor) -> Split:
     cuts = series.times[cut_row]  # (3, N)
     infinity = torch.full((len(series),), math.inf, dtype=torch.float64)
     bounds = [-infinity, *cuts, infinity if shares[-1] > 0 else cuts[-1]]
-    return Split(*(Region(lower, upper) for lower, upper in zip(bounds[:-1], bounds[1:], strict=True)))
+    return Split(*(Region(lower, upper) for lower, upper in itertools.pairwise(bounds)))
 
 
 @dataclass(frozen=True)

@@ -77,9 +77,13 @@ class Filter(Forecaster):
             states.append(state)
         return torch.view_as_real(torch.stack(states, 1)).flatten(-2)
 
-    def forward(self, query: Query) -> Distribution:
+    def _states(self, query: Query) -> Tensor:
+        """Latent states at the query times, `(B, K, H, D)`."""
         encoded = self.encoded(at_origins(self.encode(query.context), query))
-        return self.readout(query, self.horizon(encoded, query.lead))
+        return self.horizon(encoded, query.lead)
+
+    def forward(self, query: Query) -> Distribution:
+        return self.readout(query, self._states(query))
 
     def loss(self, window: Window) -> Loss:
-        return mean_loss(self(window.query), window)
+        return mean_loss(self.readout(window.query, self._states(window.query), window.mask), window)

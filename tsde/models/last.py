@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import last_observed, mean_loss, nonnegative_line
+from tsde.models.parts import closed_form_loss, last_observed, nonnegative_line
 from tsde.windows import Query, Window
 
 
@@ -62,4 +62,4 @@ class Last(Forecaster):
         return Normal(mean, variance.clamp(min=1e-6).sqrt(), validate_args=False)
 
     def loss(self, window: Window) -> Loss:
-        return mean_loss(self(window.query), window)
+        return closed_form_loss(self(window.query), window)

@@ -57,16 +57,15 @@ class LatentODE(Forecaster):
         self.horizon = Horizon(config.latent, config.horizon_modes, config.width, config.steps)
         self.readout = Readout(2 * config.horizon_modes, channels, config.head, config.width, config.dropout)
 
-    def _sampled(self, query: Query, samples: int) -> tuple[Distribution, Tensor]:
-        """One forecast per sampled state, batch shape `(S, B, K, H, C)`, and the KL `(B, K)`."""
+    def _states(self, query: Query, samples: int) -> tuple[Tensor, Tensor]:
+        """States at the query times per sampled z, `(S, B, K, H, D)`, and the KL `(B, K)`."""
         mean, deviation, kl = self.posterior(at_origins(self.encoder(query.context), query))
         z = mean + deviation * noise_like(query, samples, mean.shape[-1], 0, self.training)
-        states = self.horizon(z, query.lead.expand(samples, -1, -1, -1))
-        return self.readout(query, states), kl
+        return self.horizon(z, query.lead.expand(samples, -1, -1, -1)), kl
 
     def forward(self, query: Query) -> Distribution:
-        return pool(self._sampled(query, self.samples)[0])
+        return pool(self.readout(query, self._states(query, self.samples)[0]))
 
     def loss(self, window: Window) -> Loss:
-        forecast, kl = self._sampled(window.query, 1)
-        return mean_loss(forecast, window, kl)
+        states, kl = self._states(window.query, 1)
+        return mean_loss(self.readout(window.query, states, window.mask), window, kl)

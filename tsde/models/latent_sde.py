@@ -8,11 +8,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import silu, softplus
+from torch.nn.functional import huber_loss, silu, softplus
 
 from tsde.distribution import pool
 from tsde.flow import brownian_path, interpolate
-from tsde.heads import HeadName
+from tsde.heads import HUBER, HeadName
 from tsde.metrics import crps_samples
 from tsde.model import Forecaster, Loss
 from tsde.models.parts import (
@@ -120,10 +120,10 @@ class LatentSDE(Forecaster):
 
     def loss(self, window: Window) -> Loss:
         states, start_kl, path_kl = self._solve(window.query, 1, self._future(window))
-        elbo = mean_loss(self.readout(window.query, states), window, start_kl + path_kl[0])
+        elbo = mean_loss(self.readout(window.query, states, window.mask), window, start_kl + path_kl[0])
         ahead, _, _ = self._solve(window.query, self.config.train_samples, None)
-        paths = self.readout(window.query, ahead)
-        forecast = pool(paths, 4)
-        crps = crps_samples(forecast.samples, window.values) + (forecast.mean - window.values).square().clamp(max=9.0)
-        prior = torch.where(window.mask, crps, 0.0).sum() / window.mask.sum().clamp(min=1)
+        forecast = pool(self.readout(window.query, ahead, window.mask), 4)
+        target = window.values[window.mask]
+        error = huber_loss(forecast.mean, target, reduction="sum", delta=HUBER)
+        prior = (error + crps_samples(forecast.samples, target).sum()) / max(len(target), 1)
         return Loss(elbo.score + prior, elbo.kl)

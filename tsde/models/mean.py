@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from tsde.distribution import GRID, Quantiles
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import mean_loss
+from tsde.models.parts import closed_form_loss
 from tsde.windows import Query, Window
 
 
@@ -51,4 +51,4 @@ class Mean(Forecaster):
         return Quantiles(self.average.expand(shape), self.values.expand(*shape, -1), levels)
 
     def loss(self, window: Window) -> Loss:
-        return mean_loss(self(window.query), window)
+        return closed_form_loss(self(window.query), window)

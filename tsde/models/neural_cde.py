@@ -75,12 +75,18 @@ class NeuralCDE(Forecaster):
             states.append(state)
         return path, torch.stack(states, 1)
 
-    def forward(self, query: Query) -> Distribution:
+    def _states(self, query: Query) -> Tensor:
+        """Latent states at the query times, `(B, K, H, D)`."""
         context = query.context
-        path, states = self.encode(SeriesBatch(context.times, clipped(context), context.mask, context.key, context.static))
+        path, states = self.encode(
+            SeriesBatch(context.times, clipped(context), context.mask, context.key, context.static)
+        )
         knot = path.knot.gather(1, context.last_row(query.origins))  # (B, K)
         encoded = states.gather(1, knot[..., None].expand(-1, -1, states.shape[-1]))
-        return self.readout(query, self.horizon(self.encoded(encoded), query.lead))
+        return self.horizon(self.encoded(encoded), query.lead)
+
+    def forward(self, query: Query) -> Distribution:
+        return self.readout(query, self._states(query))
 
     def loss(self, window: Window) -> Loss:
-        return mean_loss(self(window.query), window)
+        return mean_loss(self.readout(window.query, self._states(window.query), window.mask), window)

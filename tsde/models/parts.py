@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -33,17 +34,26 @@ def clipped(context: SeriesBatch) -> Tensor:
 def mlp(*sizes: int) -> nn.Sequential:
     """Linear layers with SiLU between them."""
     layers: list[nn.Module] = []
-    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+    for before, after in itertools.pairwise(sizes):
         layers += [nn.Linear(before, after), nn.SiLU()]
     return nn.Sequential(*layers[:-1])
 
 
 def mean_loss(forecast: Distribution, window: Window, kl: Tensor | None = None) -> Loss:
-    """The head's score averaged over samples and what was observed; a `kl` `(B, K)` is put per observed target."""
-    observed = window.mask.sum().clamp(min=1)
-    score = torch.where(window.mask, heads.score(forecast, window.values), 0.0)
-    score = score.sum() / (observed * (score.numel() // window.mask.numel()))
-    return Loss(score, score.new_zeros(()) if kl is None else kl.sum() / observed)
+    """The head's score averaged over samples and observed targets; a `kl` `(B, K)` is put per observed target.
+
+    `forecast` covers the observed targets only, batch shape `(..., M)`, as `Readout` gives them for `window.mask`.
+    """
+    score = heads.score(forecast, window.values[window.mask])
+    observed = max(score.shape[-1], 1)
+    average = score.sum() / (observed * max(score.numel() // observed, 1))
+    return Loss(average, average.new_zeros(()) if kl is None else kl.sum() / observed)
+
+
+def closed_form_loss(forecast: Distribution, window: Window) -> Loss:
+    """The same score for a forecast of all cells, batch shape `(B, K, H, C)`."""
+    score = heads.score(forecast, window.values)[window.mask]
+    return Loss(score.sum() / max(len(score), 1), score.new_zeros(()))
 
 
 def at_origins(states: Tensor, query: Query) -> Tensor:
@@ -82,7 +92,7 @@ class RecentValues(nn.Module):
         self.log_rate = nn.Parameter(torch.tensor(self.RATES).log())
 
     def forward(self, query: Query) -> tuple[Tensor, Tensor]:
-        """Features `(B, K, C, size)` and candidate forecasts `(B, K, C, routes)`: last, kernel means, zero (the mean)."""
+        """Features `(B, K, C, size)` and candidate forecasts `(B, K, C, routes)`: last, kernel means, training mean."""
         context, origins = query.context, query.origins
         values, mask = clipped(context), context.mask.float()
         age = (origins[..., None] - context.times[:, None]).clamp(min=0)  # (B, K, L)
@@ -117,8 +127,8 @@ class Readout(nn.Module):
 
         h = silu(W_y,c y(t) + phi(recent_c, e_c) + W_t lead);   mean = sum_r softmax(w)_r route_r + delta
 
-    with (w, delta, shape) from a second layer on h, and e_c an embedding of the channel. The gate over routes (last value,
-    kernel means, training mean) is what a recurrent state does not learn by itself.
+    with (w, delta, shape) from a second layer on h, and e_c an embedding of the channel. The gate over routes (last
+    value, kernel means, training mean) is what a recurrent state does not learn by itself.
     """
 
     def __init__(self, latent: int, channels: int, head: heads.HeadName, width: int, dropout: float):
@@ -137,18 +147,31 @@ class Readout(nn.Module):
         with torch.no_grad():
             self.out.weight.mul_(0.1)
 
-    def forward(self, query: Query, states: Tensor) -> Distribution:
-        """`states (..., B, K, H, D)` at the query times -> batch shape `(..., B, K, H, C)`."""
+    def forward(self, query: Query, states: Tensor, cells: Tensor | None = None) -> Distribution:
+        """`states (..., B, K, H, D)` at the query times -> batch shape `(..., B, K, H, C)`.
+
+        With `cells (B, K, H, C)` only those M cells are computed, batch shape `(..., M)`: most are unobserved in
+        training, and this layer costs more than all others.
+        """
         features, routes = self.recent(query)
         channels = features.shape[2]
         embedded = self.embedding.expand(*features.shape[:2], -1, -1)
         local = self.local(torch.cat([features, embedded], -1))[:, :, None]  # (B, K, 1, C, W)
-        latent = self.mix(self.latent(states).unflatten(-1, (channels, -1)))  # (..., B, K, H, C, W)
+        latent = self.latent(states).unflatten(-1, (channels, -1))  # (..., B, K, H, C, R)
         lead = self.lead(lead_features(query.lead))[..., None, :]  # (B, K, H, 1, W)
-        hidden = self.dropout(silu(latent + local + lead))
+        routes = routes[:, :, None]  # (B, K, 1, C, routes)
+        if cells is not None:
+            b, k, h, c = cells.nonzero(as_tuple=True)
+            local, latent, lead, routes = (
+                local[b, k, 0, c],
+                latent[..., b, k, h, c, :],
+                lead[b, k, h, 0],
+                routes[b, k, 0, c],
+            )
+        hidden = self.dropout(silu(self.mix(latent) + local + lead))
         raw = self.out(hidden + silu(self.hidden(hidden)))
         gate, delta, shape = raw.split([routes.shape[-1], 1, raw.shape[-1] - routes.shape[-1] - 1], -1)
-        base = (gate.softmax(-1) * routes[:, :, None]).sum(-1)
+        base = (gate.softmax(-1) * routes).sum(-1)
         return heads.distribution(self.head, base + delta[..., 0], shape)
 
 
@@ -250,7 +273,7 @@ class LatentGaussian(nn.Module):
         self.moments = nn.Linear(encoded, 2 * latent)
 
     def forward(self, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`(..., E)` -> mean and deviation `(..., D)`, and KL(q || prior) = (mu^2 + sigma^2 - 1)/2 - log sigma, `(...)`."""
+        """`(..., E)` -> mean, deviation `(..., D)`, and KL(q || prior) = (mu^2 + sigma^2 - 1)/2 - log sigma `(...)`."""
         mean, raw = self.moments(encoded).chunk(2, -1)
         deviation = softplus(raw - 1) + 1e-4
         kl = 0.5 * (mean.square() + deviation.square() - 1) - deviation.log()

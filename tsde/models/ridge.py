@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import RecentValues, mean_loss, nonnegative_line
+from tsde.models.parts import RecentValues, closed_form_loss, nonnegative_line
 from tsde.windows import Query, Window
 
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
@@ -60,7 +60,9 @@ class Ridge(Forecaster):
         moments = torch.zeros(2, channels, size + 1, size + 1, dtype=torch.float64)
         for number, window in enumerate(windows):
             joint = torch.cat([self._features(window.query), window.values.clamp(-10, 10)[..., None]], -1)
-            joint = torch.where(window.mask[..., None], joint, 0.0).flatten(0, 2).transpose(0, 1).double()  # (C, N, P + 1)
+            joint = (
+                torch.where(window.mask[..., None], joint, 0.0).flatten(0, 2).transpose(0, 1).double()
+            )  # (C, N, P + 1)
             moments[int(number % 5 == 4)] += joint.transpose(1, 2) @ joint
         fitted, held = moments if len(windows) > 5 else (moments.sum(0), moments.sum(0))
         best = torch.stack([_excess(_solve(fitted, penalty), held) for penalty in _PENALTIES]).argmin(0)  # (C,)
@@ -87,7 +89,7 @@ class Ridge(Forecaster):
         return Normal(self._mean(query), variance.clamp(min=1e-6).sqrt(), validate_args=False)
 
     def loss(self, window: Window) -> Loss:
-        return mean_loss(self(window.query), window)
+        return closed_form_loss(self(window.query), window)
 
 
 def _solve(moments: Tensor, penalty: float) -> Tensor:
