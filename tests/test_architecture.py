@@ -42,6 +42,7 @@ LAYERS: dict[str, int] = {
     "training": 12,
     "calibration": 13,
     "config": 14,
+    "members": 15,
     "predictor": 15,
     "fitting": 16,
     "evaluation": 16,

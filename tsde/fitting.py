@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,16 @@ from tsde.calibration import Calibrator
 from tsde.config import Experiment
 from tsde.distribution import GRID, Quantiles
 from tsde.errors import DataError
-from tsde.models import BASELINES, MODELS, Family, build
+from tsde.members import train_members, training_windows
+from tsde.model import Forecaster
+from tsde.models import BASELINES, MODELS
 from tsde.models.mean import Mean, MeanConfig
 from tsde.predictor import Predictor
 from tsde.scaling import Scaler
 from tsde.series import SeriesSet
 from tsde.table import Table
-from tsde.training import Progress, fit
-from tsde.windows import Origins, Region, Split, Window, eligible_origins, fixed_windows, split_windows
+from tsde.training import Progress
+from tsde.windows import Origins, Split, Window, eligible_origins, fixed_windows, split_windows
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,11 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Parts:
-    """A table scaled and split: training origins and the windows of the held-out parts."""
+    """A table scaled and split, and the held-out windows that no member ever sees."""
 
     scaler: Scaler
     series: SeriesSet
     split: Split
-    train: Origins
-    validation: list[Window]
     calibration: list[Window]
     test: list[Window]
 
@@ -51,22 +51,20 @@ def prepare(table: Table, experiment: Experiment, scaler: Scaler | None = None) 
     """Split, scale (on training rows, unless a fitted scaler is given) and cut the held-out windows.
 
     Raises:
-        DataError: if no training origin has a target within the horizon, or validation is left empty.
+        DataError: if training or validation is left without a target within the horizon of an origin.
     """
     horizon = table.clock.parse_duration(experiment.horizon) if scaler is None else scaler.horizon
     unscaled = Scaler.unit(table.channels, horizon).apply(table, experiment.seed)
-    split = split_windows(unscaled, experiment.split, experiment.seed)
+    split = split_windows(unscaled, experiment.split, experiment.seed, experiment.train.members)
     if scaler is None:
-        scaler = Scaler.fit(table, horizon, _rows(unscaled, split.train))
+        scaler = Scaler.fit(table, horizon, _learnt_rows(unscaled, split))
     series = scaler.apply(table, experiment.seed)
-    train = eligible_origins(series, split.train)
-    _require(train, "training", table, horizon)
-    held = [eligible_origins(series, region) for region in (split.validation, split.calibration, split.test)]
-    _require(held[0], "validation", table, horizon)
-    validation, calibration, test = (
-        fixed_windows(origins, experiment.windows) if len(origins) else [] for origins in held
-    )
-    return Parts(scaler, series, split, train, validation, calibration, test)
+    for fold in split.folds:
+        for part, region in zip(("training", "validation"), fold, strict=True):
+            _require(eligible_origins(series, region), part, table, horizon)
+    held_out = (eligible_origins(series, region) for region in (split.calibration, split.test))
+    calibration, test = (fixed_windows(origins, experiment.windows) for origins in held_out)
+    return Parts(scaler, series, split, calibration, test)
 
 
 def fit_predictor(
@@ -75,52 +73,46 @@ def fit_predictor(
     report: Callable[[Progress], None] = lambda progress: None,
     checkpoints: Path | None = None,
 ) -> Fitted:
-    """Train the configured family and the baselines on one split, and calibrate each on the same held-out windows."""
+    """Train the configured family and the baselines on one split, and calibrate each on the same held-out windows.
+
+    Args:
+        report: called after each validation of each member.
+        checkpoints: directory for the state of the training, and from which an interrupted one goes on.
+
+    Raises:
+        DataError: too little data for the split. DivergedError: a member's training diverged.
+    """
     parts = prepare(table, experiment)
-    baselines = {name: _fit(parts, _as_baseline(experiment, name), table) for name in BASELINES}
     history: list[dict[str, float]] = []
 
     def keep(progress: Progress) -> None:
-        history.append({key: float(value) for key, value in vars(progress).items()})
+        history.append(asdict(progress))
         report(progress)
 
-    predictor = _fit(parts, experiment, table, keep, checkpoints, baselines)
+    baselines = {name: _assemble(parts, _as_baseline(experiment, name), table) for name in BASELINES}
+    members = train_members(parts.series, parts.split.folds, experiment, keep, checkpoints)
+    predictor = _assemble(parts, experiment, table, members, baselines)
     return Fitted(predictor, history, parts.test, parts.split, parts.series)
 
 
 def _as_baseline(experiment: Experiment, name: str) -> Experiment:
-    family: Family = MODELS[name]
-    return experiment.model_copy(
-        update={"model": family.config(), "train": experiment.train.model_copy(update={"members": 1})}
-    )
+    train = experiment.train.model_copy(update={"members": 1})
+    return experiment.model_copy(update={"model": MODELS[name].config(), "train": train})
 
 
-def _fit(
+def _assemble(
     parts: Parts,
     experiment: Experiment,
     table: Table,
-    report: Callable[[Progress], None] = lambda progress: None,
-    checkpoints: Path | None = None,
+    members: list[Forecaster] | None = None,
     baselines: dict[str, Predictor] | None = None,
 ) -> Predictor:
+    """A calibrated predictor from trained members, or from the one member that a closed form gives."""
+    if members is None:
+        members = train_members(parts.series, parts.split.folds[:1], experiment)
     channels = len(table.channels)
-    closed_form = fixed_windows(parts.train, experiment.windows.model_copy(update={"held_out": 2000}))
-    members = []
-    for member in range(experiment.train.members):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(experiment.seed + 1000 * member)
-            model = build(experiment.model, channels)
-        model.prepare(closed_form)
-        if any(parameter.requires_grad for parameter in model.parameters()):
-            budget = experiment.train.max_time and experiment.train.max_time / experiment.train.members
-            folder = checkpoints / f"member-{member}" if checkpoints else None
-            fit(
-                model, parts.train, parts.validation, experiment.windows, experiment.train,
-                experiment.seed + 1000 * member, member, budget, folder, report,
-            )  # fmt: skip
-        members.append(model)
     marginal = Mean(MeanConfig(), channels)
-    marginal.prepare(closed_form)
+    marginal.prepare(training_windows(eligible_origins(parts.series, parts.split.train), experiment.windows))
     law = Quantiles(marginal.average, marginal.values, torch.tensor(GRID))
     identity = Calibrator.identity(channels, len(GRID))
     predictor = Predictor(experiment, table.clock, parts.scaler, members, identity, law, baselines)
@@ -130,9 +122,10 @@ def _fit(
     return predictor
 
 
-def _rows(series: SeriesSet, region: Region) -> np.ndarray:
-    """Rows that a region may be scaled on: those up to its end, `(R,)` bool."""
-    return (series.times <= region.upper[series.series_of_row]).numpy()
+def _learnt_rows(series: SeriesSet, split: Split) -> np.ndarray:
+    """Rows that any member learns from or is validated on, `(R,)` bool."""
+    upper = torch.stack([region.upper for fold in split.folds for region in fold]).amax(0)
+    return (series.times <= upper[series.series_of_row]).numpy()
 
 
 def _require(origins: Origins, part: str, table: Table, horizon: float) -> None:

@@ -57,7 +57,8 @@ class TrainConfig(BaseModel):
     kl_weight: float = Field(1.0, ge=0)
     validate_every: int = Field(100, ge=1, description="steps between validations; a checkpoint follows each")
     patience: int = Field(10, ge=1, description="validations without improvement before stopping")
-    members: int = Field(3, ge=1, description="models trained from different seeds and averaged into one forecast")
+    members: int = Field(4, ge=1, description="models trained from different seeds and averaged into one forecast")
+    workers: int | None = Field(None, ge=1, description="members trained at once; one per core by default")
     max_time: WallTime | None = Field(None, gt=0, description="budget of the whole training, such as 300s or 5min")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -107,49 +107,79 @@ class Region:
     upper: Tensor
 
 
-@dataclass(frozen=True)
-class Split:
-    """The four parts of the data. No target belongs to two of them."""
+class Fold(NamedTuple):
+    """What one member is trained and validated on."""
 
     train: Region
     validation: Region
+
+
+@dataclass(frozen=True)
+class Split:
+    """The parts of the data. No target belongs to two of a fold's parts, calibration and test.
+
+    Members of an ensemble may be validated on different series, so that together they learn from all but the
+    calibration and test series, and none is stopped on a series it was trained on.
+    """
+
+    folds: tuple[Fold, ...]
     calibration: Region
     test: Region
 
+    @property
+    def train(self) -> Region:
+        """Training targets of the first member."""
+        return self.folds[0].train
 
-def split_windows(series: SeriesSet, config: SplitConfig, seed: int) -> Split:
-    """Split by series (whole series held out) or by time (the end of each series held out)."""
-    shares = torch.tensor([config.validation, config.calibration, config.test], dtype=torch.float64)
+    @property
+    def validation(self) -> Region:
+        """Validation targets of the first member."""
+        return self.folds[0].validation
+
+
+def split_windows(series: SeriesSet, config: SplitConfig, seed: int, members: int = 1) -> Split:
+    """Split by series (whole series held out, one fold per member) or by time (the end of each series held out)."""
     by_series = config.by == "series" or (config.by == "auto" and len(series) >= 40)
-    return _split_by_series(series, shares, seed) if by_series else _split_by_time(series, shares)
+    return _split_by_series(series, config, seed, members) if by_series else _split_by_time(series, config)
 
 
-def _split_by_series(series: SeriesSet, shares: Tensor, seed: int) -> Split:
+def _split_by_series(series: SeriesSet, config: SplitConfig, seed: int, members: int) -> Split:
     """Whole series to one part each. The order is a function of the keys, so row order and machine do not matter."""
     count = len(series)
     generator = torch.Generator().manual_seed(seed)
     order = series.key.argsort()[torch.randperm(count, generator=generator)]
-    sizes = (shares * count).round().long().clamp(min=1) * (shares > 0)
-    bounds = (count - sizes.sum()).clamp(min=0) + torch.cat([torch.zeros(1), sizes.cumsum(0)]).long()
-    edges = [0, *bounds.tolist()]
-    infinity = torch.full((count,), math.inf, dtype=torch.float64)
-    parts = []
-    for start, stop in itertools.pairwise(edges):
-        upper = -infinity
-        upper[order[start:stop]] = math.inf
-        parts.append(Region(-infinity, upper))
-    return Split(*parts)
+
+    def size(share: float) -> int:
+        return max(1, round(share * count)) if share > 0 else 0
+
+    def region(chosen: Tensor) -> Region:
+        lower = torch.full((count,), -math.inf, dtype=torch.float64)
+        upper = lower.clone()
+        upper[chosen] = math.inf
+        return Region(lower, upper)
+
+    kept = max(0, count - size(config.calibration) - size(config.test))
+    rest = order[:kept]
+    held = size(config.validation)
+    folds = []
+    for member in range(max(1, min(members, kept // held))):
+        rolled = rest.roll(member * held)
+        folds.append(Fold(region(rolled[:-held]), region(rolled[-held:])))
+    calibration, test = order[kept : kept + size(config.calibration)], order[kept + size(config.calibration) :]
+    return Split(tuple(folds), region(calibration), region(test))
 
 
-def _split_by_time(series: SeriesSet, shares: Tensor) -> Split:
+def _split_by_time(series: SeriesSet, config: SplitConfig) -> Split:
     """Each series' rows in order of time: training first, then validation, calibration and test."""
     counts = series.offsets.diff()
-    edges = torch.cat([1 - shares.sum()[None], 1 - shares.flip(0).cumsum(0).flip(0)[1:]])  # ends of train, val, cal
-    cut_row = (series.offsets[:-1] + (counts * edges[:, None]).ceil().long() - 1).maximum(series.offsets[:-1])
+    after = torch.tensor([config.validation, config.calibration, config.test], dtype=torch.float64)
+    ends = 1 - after.flip(0).cumsum(0).flip(0)  # shares of the rows up to the end of train, validation, calibration
+    cut_row = (series.offsets[:-1] + (counts * ends[:, None]).ceil().long() - 1).maximum(series.offsets[:-1])
     cuts = series.times[cut_row]  # (3, N)
     infinity = torch.full((len(series),), math.inf, dtype=torch.float64)
-    bounds = [-infinity, *cuts, infinity if shares[-1] > 0 else cuts[-1]]
-    return Split(*(Region(lower, upper) for lower, upper in itertools.pairwise(bounds)))
+    bounds = [-infinity, *cuts, infinity if config.test > 0 else cuts[-1]]
+    train, validation, calibration, test = (Region(lower, upper) for lower, upper in itertools.pairwise(bounds))
+    return Split((Fold(train, validation),), calibration, test)
 
 
 @dataclass(frozen=True)

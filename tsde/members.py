@@ -1,0 +1,206 @@
+"""The members of an ensemble, trained beside each other: one process per core, each with one thread.
+
+A small model on a small batch is faster on one thread than on several, so the cores go to different members. A worker
+is `python -m tsde.members FOLDER NUMBER`; it reads the job from FOLDER, reports progress as lines of JSON on its
+standard output, and leaves its weights in the folder. Files instead of inherited memory keep user scripts free of
+`if __name__ == "__main__"`, and a job that was interrupted is simply run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import yaml
+
+from tsde.artifact import read_files, write_files
+from tsde.config import Experiment, parse_experiment
+from tsde.errors import DivergedError, TsdeError
+from tsde.model import Forecaster
+from tsde.models import build
+from tsde.series import SeriesSet
+from tsde.training import Progress, fit
+from tsde.windows import Fold, Origins, Region, Window, WindowConfig, eligible_origins, fixed_windows
+
+_SEED_STEP = 1000  # between members
+
+
+def training_windows(origins: Origins, config: WindowConfig) -> list[Window]:
+    """A fixed sample of training windows for closed-form fits."""
+    return fixed_windows(origins, config.model_copy(update={"held_out": 2000}))
+
+
+def train_members(
+    series: SeriesSet,
+    folds: Sequence[Fold],
+    experiment: Experiment,
+    report: Callable[[Progress], None] = lambda progress: None,
+    checkpoints: Path | None = None,
+) -> list[Forecaster]:
+    """Train `experiment.train.members` models; member i learns from fold `i mod len(folds)`.
+
+    The result does not depend on how many run at once.
+
+    Raises:
+        DivergedError: if a member diverges; the others are stopped.
+    """
+    count = experiment.train.members
+    workers = min(count, experiment.train.workers or os.cpu_count() or 1)
+    members = [_fresh(series, folds, experiment, member) for member in range(count)]
+    if not any(parameter.requires_grad for parameter in members[0].parameters()):
+        return members
+    with nullcontext(checkpoints) if checkpoints else tempfile.TemporaryDirectory(prefix="tsde-") as place:
+        folder = Path(str(place))
+        if workers == 1:
+            for member in range(count):
+                _train(folder, member, series, folds, experiment, report)
+        else:
+            _write_job(folder, series, folds, experiment)
+            _run_workers(folder, count, workers, report)
+        for number, model in enumerate(members):
+            model.load_state_dict(read_files(_weights(folder, number))[1]["weights.safetensors"])
+    return [model.eval() for model in members]
+
+
+def _fresh(series: SeriesSet, folds: Sequence[Fold], experiment: Experiment, member: int) -> Forecaster:
+    """An untrained member with its seed's initial weights, prepared on its fold."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.seed + _SEED_STEP * member)
+        model = build(experiment.model, series.values.shape[1])
+    origins = eligible_origins(series, folds[member % len(folds)].train)
+    model.prepare(training_windows(origins, experiment.windows))
+    return model
+
+
+def _train(
+    folder: Path,
+    member: int,
+    series: SeriesSet,
+    folds: Sequence[Fold],
+    experiment: Experiment,
+    report: Callable[[Progress], None],
+) -> None:
+    """Train one member from its last checkpoint, unless its weights are there already."""
+    if _weights(folder, member).exists():
+        return
+    config = experiment.train
+    rounds = -(-config.members // min(config.members, config.workers or os.cpu_count() or 1))
+    fold = folds[member % len(folds)]
+    model = _fresh(series, folds, experiment, member)
+    fit(
+        model,
+        eligible_origins(series, fold.train),
+        fixed_windows(eligible_origins(series, fold.validation), experiment.windows),
+        experiment.windows,
+        config,
+        seed=experiment.seed + _SEED_STEP * member,
+        member=member,
+        budget=config.max_time / rounds if config.max_time else None,
+        checkpoint=folder / f"member-{member}.state",
+        report=report,
+    )
+    write_files(_weights(folder, member), {}, {"weights.safetensors": model.state_dict()})
+
+
+def _weights(folder: Path, member: int) -> Path:
+    return folder / f"member-{member}"
+
+
+def _write_job(folder: Path, series: SeriesSet, folds: Sequence[Fold], experiment: Experiment) -> None:
+    tensors = {name: getattr(series, name) for name in ("offsets", "times", "values", "mask", "key")}
+    for number, fold in enumerate(folds):
+        for part, region in zip(("train", "validation"), fold, strict=True):
+            tensors |= {f"{number}/{part}/lower": region.lower, f"{number}/{part}/upper": region.upper}
+    write_files(folder / "job", {"experiment.yaml": experiment.to_yaml().encode()}, {"data.safetensors": tensors})
+
+
+def _read_job(folder: Path) -> tuple[SeriesSet, list[Fold], Experiment]:
+    files, groups = read_files(folder / "job")
+    tensors = groups["data.safetensors"]
+    series = SeriesSet(**{name: tensors[name] for name in ("offsets", "times", "values", "mask", "key")})
+    count = sum(name.endswith("/train/lower") for name in tensors)
+
+    def region(number: int, part: str) -> Region:
+        return Region(tensors[f"{number}/{part}/lower"], tensors[f"{number}/{part}/upper"])
+
+    folds = [Fold(region(number, "train"), region(number, "validation")) for number in range(count)]
+    return series, folds, parse_experiment(yaml.safe_load(files["experiment.yaml"]), str(folder))
+
+
+def _run_workers(folder: Path, count: int, workers: int, report: Callable[[Progress], None]) -> None:
+    """Run all members, at most `workers` at a time; on any failure or interrupt none is left running."""
+    lines: queue.Queue[tuple[int, str | None]] = queue.Queue()
+    running: dict[int, subprocess.Popen[str]] = {}
+    waiting = list(range(count))
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                member = waiting.pop(0)
+                running[member] = _start_worker(folder, member, lines)
+            member, line = lines.get()
+            if line is not None:
+                _receive(line, report)
+            elif running.pop(member).wait() != 0:
+                raise TsdeError(f"the training process of member {member + 1} ended early; its message stands above")
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+
+
+def _start_worker(folder: Path, member: int, lines: queue.Queue[tuple[int, str | None]]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "tsde.members", str(folder), str(member)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def follow() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.put((member, line))
+        lines.put((member, None))
+
+    threading.Thread(target=follow, daemon=True).start()
+    return process
+
+
+def _receive(line: str, report: Callable[[Progress], None]) -> None:
+    message = json.loads(line)
+    if "diverged" in message:
+        raise DivergedError(message["diverged"])
+    report(Progress(**message))
+
+
+def _work(folder: Path, member: int) -> None:
+    """A worker's whole life."""
+    torch.set_num_threads(1)
+    parent = os.getppid()
+
+    def send(message: dict[str, object]) -> None:
+        os.write(1, (json.dumps(message) + "\n").encode())
+
+    def report(progress: Progress) -> None:
+        send(asdict(progress))
+        if os.getppid() != parent:  # whoever wanted this result is gone
+            raise SystemExit(1)
+
+    try:
+        _train(folder, member, *_read_job(folder), report)
+    except DivergedError as error:
+        send({"diverged": f"member {member + 1}: {error}"})
+
+
+if __name__ == "__main__":
+    try:
+        _work(Path(sys.argv[1]), int(sys.argv[2]))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
