@@ -80,6 +80,7 @@ class ControlPath:
         cubic: `(B, n, P)`, `d`.
         knot: `(B, L)` int64 in 0..n, the grid point at which a solution has seen rows `0..l`; exactly those if the
             path is causal (`is_causal`), up to the end of their window for log-signatures.
+        elapsed: `(B, n)`, the time that passes in each interval.
     """
 
     initial: Tensor
@@ -87,6 +88,7 @@ class ControlPath:
     quadratic: Tensor | None
     cubic: Tensor | None
     knot: Tensor
+    elapsed: Tensor
 
     @property
     def intervals(self) -> int:
@@ -119,17 +121,19 @@ def control_path(context: SeriesBatch, config: PathConfig) -> ControlPath:
     starts with zero areas, so that `initial` always has P channels.
     """
     rows = _rows(context, config)
-    initial, steps = rows[:, 0], rows.diff(dim=1)
+    initial, steps, gaps = rows[:, 0], rows.diff(dim=1), context.gaps[:, 1:]
     knot = torch.arange(rows.shape[1], device=rows.device).expand(rows.shape[:2])
     if config.kind == "hermite":
-        return ControlPath(initial, *_hermite(steps, context.gaps[:, 1:]), knot)
+        return ControlPath(initial, *_hermite(steps, gaps), knot, gaps)
     if config.kind == "rectilinear":
-        return ControlPath(initial, _rectilinear(steps), None, None, 2 * knot)
+        elapsed = torch.stack((gaps, torch.zeros_like(gaps)), dim=2).flatten(1)
+        return ControlPath(initial, _rectilinear(steps), None, None, 2 * knot, elapsed)
     if config.kind == "logsignature":
         lifted = _log_signature(steps, config.window, config.depth)
         initial = pad(initial, (0, lifted.shape[-1] - initial.shape[-1]))
-        return ControlPath(initial, lifted, None, None, (knot + config.window - 1) // config.window)
-    return ControlPath(initial, steps, None, None, knot)
+        elapsed = _log_signature(gaps.unsqueeze(-1), config.window, 1).squeeze(-1)
+        return ControlPath(initial, lifted, None, None, (knot + config.window - 1) // config.window, elapsed)
+    return ControlPath(initial, steps, None, None, knot, gaps)
 
 
 def fill(times: Tensor, values: Tensor, mask: Tensor, kind: FillKind) -> Tensor:

@@ -54,7 +54,7 @@ class TrainConfig(BaseModel):
     kl_warmup: float = Field(
         0.3, ge=0, le=1, description="share of training over which the KL weight rises to kl_weight"
     )
-    kl_weight: float = Field(1.0, ge=0)
+    kl_weight: float = Field(0.01, ge=0, description="weight of KL terms: scores are not in nats")
     validate_every: int = Field(100, ge=1, description="steps between validations; a checkpoint follows each")
     patience: int = Field(10, ge=1, description="validations without improvement before stopping")
     members: int = Field(4, ge=1, description="models trained from different seeds and averaged into one forecast")

@@ -8,12 +8,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import softplus
 
-from tsde.flow import Rotation, cheap_tanh
+from tsde.flow import cheap_tanh, to_complex, to_real
 from tsde.heads import HeadName
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import Horizon, Readout, at_origins, clipped, mean_loss
+from tsde.models.parts import FASTEST, Horizon, Modes, Readout, at_origins, clipped, mean_loss
 from tsde.series import SeriesBatch
 from tsde.windows import Query, Window
 
@@ -45,9 +44,7 @@ class Filter(Forecaster):
     def __init__(self, config: FilterConfig, channels: int):
         super().__init__()
         size = 2 * config.modes
-        self.modes = config.modes
-        self.raw_decay = nn.Parameter(torch.linspace(-5.0, 2.0, config.modes)[torch.randperm(config.modes)])
-        self.frequency = nn.Parameter(torch.rand(config.modes) * 40.0)
+        self.modes = Modes(config.modes, FASTEST)
         self.predict = nn.Linear(size, channels)
         self.from_state = nn.Linear(size, 2 * config.width)
         self.from_innovation = nn.Linear(channels, 2 * config.width, bias=False)
@@ -60,22 +57,21 @@ class Filter(Forecaster):
     def encode(self, context: SeriesBatch) -> Tensor:
         """The state after each row, `(B, L, 2M)`."""
         values, mask = clipped(context), context.mask.float()
-        rotation = Rotation(softplus(self.raw_decay) + 1e-4, self.frequency)
-        turns = rotation.over(context.gaps).unbind(1)
+        turns = self.modes().over(context.gaps).unbind(1)
         masks, xs = mask.unbind(1), values.unbind(1)
         from_mask = self.from_mask(mask).unbind(1)
         seen = context.observed[..., None].float().unbind(1)
-        state = torch.zeros(len(values), self.modes, dtype=torch.complex64, device=values.device)
+        state = torch.zeros_like(turns[0])
         states = []
         for turn, x, m, drive, observed in zip(turns, xs, masks, from_mask, seen, strict=True):
             state = state * turn
-            real = torch.view_as_real(state).flatten(-2)
+            real = to_real(state)
             innovation = x - m * self.predict(real)
             gate, move = (self.from_state(real) + self.from_innovation(innovation) + drive).chunk(2, -1)
             update = self.gain(torch.sigmoid(gate) * cheap_tanh(move)) * observed
-            state = state + torch.view_as_complex(update.unflatten(-1, (-1, 2)))
+            state = state + to_complex(update)
             states.append(state)
-        return torch.view_as_real(torch.stack(states, 1)).flatten(-2)
+        return to_real(torch.stack(states, 1))
 
     def _states(self, query: Query) -> Tensor:
         """Latent states at the query times, `(B, K, H, D)`."""

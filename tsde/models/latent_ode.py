@@ -29,7 +29,7 @@ class LatentODEConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["latent_ode"] = "latent_ode"
-    hidden: int = Field(64, ge=1, description="size of the recurrent encoder's state")
+    hidden: int = Field(64, ge=2, multiple_of=2, description="size of the encoder's state, two numbers per mode")
     latent: int = Field(32, ge=1, description="size of the variational state z")
     samples: int = Field(8, ge=1, description="states drawn per forecast")
     width: int = Field(64, ge=1, description="hidden units of horizon and readout")

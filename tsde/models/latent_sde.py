@@ -16,7 +16,9 @@ from tsde.heads import HUBER, HeadName
 from tsde.metrics import crps_samples
 from tsde.model import Forecaster, Loss
 from tsde.models.parts import (
+    FASTEST,
     LatentGaussian,
+    Modes,
     Readout,
     RecurrentEncoder,
     at_origins,
@@ -34,8 +36,8 @@ class LatentSDEConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["latent_sde"] = "latent_sde"
-    hidden: int = Field(64, ge=1, description="size of the recurrent encoder's state")
-    latent: int = Field(24, ge=1, description="size of the stochastic state z")
+    hidden: int = Field(64, ge=2, multiple_of=2, description="size of the encoder's state, two numbers per mode")
+    modes: int = Field(24, ge=1, description="complex modes of the stochastic state z")
     samples: int = Field(16, ge=2, description="paths drawn per forecast")
     train_samples: int = Field(4, ge=2, description="paths of the prior drawn per training step")
     width: int = Field(64, ge=1, description="hidden units of drifts, diffusion and readout")
@@ -47,12 +49,12 @@ class LatentSDEConfig(BaseModel):
 class LatentSDE(Forecaster):
     """Prior and posterior share the diffusion, so that the divergence of their paths is finite:
 
-        prior:      dz = f(z, theta) dt + g(z) dW
-        posterior:  dz = (f(z, theta) + g(z) u(z, c(t))) dt + g(z) dW,    KL = E 1/2 int |u|^2 dt   (Girsanov)
+        prior:      dz = (lambda z + f(z, theta)) dt + g(z) dW
+        posterior:  dz = (lambda z + f(z, theta) + g(z) u(z, c(t))) dt + g(z) dW,    KL = E 1/2 int |u|^2 dt
 
-    with z(0) ~ N(mu(h), sigma(h)^2) and theta from the encoder's state h at the origin, and c(t) a summary of the
-    observations still to come at t. Trained on the ELBO of the posterior (Li et al. 2020, "Scalable gradients for
-    stochastic differential equations") and, our deviation, on the CRPS of forecasts sampled from the prior: the KL
+    (Girsanov) with z(0) ~ N(mu(h), sigma(h)^2) and theta from the encoder's state h at the origin, and c(t) a summary
+    of the observations still to come at t. Trained on the ELBO of the posterior (Li et al. 2020, "Scalable gradients
+    for stochastic differential equations") and, our deviation, on the CRPS of forecasts sampled from the prior: the KL
     alone asks the prior to be near the posterior, not to forecast well. The equation covers the horizon, since what
     lies before the origin is summed up in h. Sampled paths of one series are coherent over time.
     """
@@ -62,22 +64,23 @@ class LatentSDE(Forecaster):
     def __init__(self, config: LatentSDEConfig, channels: int):
         super().__init__()
         self.config = config
-        size, width = config.latent, config.width
+        modes, size, width = config.modes, 2 * config.modes, config.width
         self.encoder = RecurrentEncoder(channels, config.hidden)
         self.initial = LatentGaussian(config.hidden, size)
         self.theta = nn.Linear(config.hidden, width)
+        self.modes = Modes(modes, FASTEST / 2)
         self.inner, self.outer = nn.Linear(size, width, bias=False), nn.Linear(width, size)
-        self.log_rate = nn.Parameter(torch.zeros(size))
         self.diffusion = mlp(size, width, size)
         self.future = nn.Linear(2 * channels * len(self.RATES), width)
         self.control = mlp(size + width, width, size)
         self.readout = Readout(size, channels, config.head, width, config.dropout)
 
     def _drift(self, z: Tensor, theta: Tensor) -> Tensor:
-        return self.outer(silu(self.inner(z) + theta)) - self.log_rate.exp() * z
+        """f(z, theta), the linear part apart."""
+        return self.outer(silu(self.inner(z) + theta))
 
     def _diffusion(self, z: Tensor) -> Tensor:
-        return softplus(self.diffusion(z) - 1)
+        return softplus(self.diffusion(z) - 2)
 
     def _solve(self, query: Query, samples: int, future: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """States at the query times `(S, B, K, H, D)`, KL of the initial state `(B, K)` and of the path `(S, B, K)`."""
@@ -93,11 +96,12 @@ class LatentSDE(Forecaster):
             free = self._drift(z, theta)
             return free if future is None else free + self._diffusion(z) * self._steer(z, future[i])
 
-        states = brownian_path(drift, lambda i, z: self._diffusion(z), start, noise, 1 / steps)
+        rotation = self.modes()
+        states = brownian_path(drift, lambda i, z: self._diffusion(z), start, noise, 1 / steps, rotation)
         path_kl = mean.new_zeros(1)
         if future is not None:
             path_kl = 0.5 / steps * self._steer(states[:-1], future[:, None]).square().sum((0, -1))
-        return interpolate(states, query.lead * steps), kl, path_kl
+        return interpolate(states, query.lead * steps, 1 / steps, rotation), kl, path_kl
 
     def _steer(self, z: Tensor, future: Tensor) -> Tensor:
         """u(z, c(t))."""

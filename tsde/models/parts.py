@@ -11,11 +11,14 @@ from torch.distributions import Distribution
 from torch.nn.functional import silu, softplus
 
 from tsde import heads
-from tsde.flow import DenseSolution, Rotation, cheap_tanh, semilinear
+from tsde.flow import DenseSolution, Rotation, cheap_tanh, semilinear, to_complex, to_real
 from tsde.model import Loss
 from tsde.noise import standard_normal
 from tsde.series import SeriesBatch
 from tsde.windows import Query, Window
+
+FASTEST = 40.0
+"""Radians per horizon of the fastest modes at the start of training."""
 
 INPUT_LIMIT = 6.0
 """Context values enter a network clipped at this many standard deviations; targets never are."""
@@ -186,32 +189,49 @@ def lead_features(lead: Tensor) -> Tensor:
     return torch.cat([lead[..., None].clamp(max=4), decays, angle.sin(), angle.cos()], -1)
 
 
+class Modes(nn.Module):
+    """Learned complex modes of a linear flow: decays from far longer than a horizon to a small part of one.
+
+    Frequencies start at `fastest * u^1.5` radians per horizon, u uniform: many slow modes, some fast.
+    """
+
+    def __init__(self, count: int, fastest: float):
+        super().__init__()
+        self.log_decay = nn.Parameter(torch.linspace(-5.0, 2.0, count)[torch.randperm(count)])
+        self.frequency = nn.Parameter(fastest * torch.rand(count).pow(1.5))
+
+    def forward(self) -> Rotation:
+        """The flow of the present parameters."""
+        return Rotation(self.log_decay.exp(), self.frequency)
+
+
 class RecurrentEncoder(nn.Module):
-    """A gated recurrent unit whose state decays between observations (GRU-D, Che et al. 2018, on the state).
+    """A gated recurrent unit whose state flows between observations.
 
-        h(t_l-) = exp(-gap_l a) h(t_{l-1}+);   h(t_l+) = GRUCell([x_l, m_l, log gap_l], h(t_l-))
+        h(t_l-) = exp(lambda gap_l) h(t_{l-1}+),    h(t_l+) = GRUCell([x_l, m_l, log gap_l], h(t_l-))
 
-    Rows that observe nothing, padding included, leave the state as it is, decay apart.
+    An ODE-RNN (Rubanova et al. 2019) with the linear field h' = lambda h on complex modes, solved exactly at any gap.
+    Rows that observe nothing, padding included, leave the state to its flow.
     """
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.inputs = nn.Linear(2 * channels + 1, 3 * hidden)
         self.state = nn.Linear(hidden, 3 * hidden, bias=False)
-        self.log_decay = nn.Parameter(torch.linspace(-3, 2, hidden))
         self.hidden = hidden
+        self.modes = Modes(hidden // 2, FASTEST)
 
     def forward(self, context: SeriesBatch) -> Tensor:
         """The state after each row, `(B, L, hidden)`."""
         values, gaps = clipped(context), context.gaps
         features = torch.cat([values, context.mask.float(), torch.log1p(10 * gaps)[..., None]], -1)
         drive = self.inputs(features).unbind(1)
-        decay = torch.exp(-gaps[..., None] * self.log_decay.exp()).unbind(1)
+        turns = self.modes().over(gaps).unbind(1)
         seen = context.observed[..., None].float().unbind(1)
         state = values.new_zeros(len(values), self.hidden)
         states = []
-        for x, fade, observed in zip(drive, decay, seen, strict=True):
-            state = state * fade
+        for x, turn, observed in zip(drive, turns, seen, strict=True):
+            state = to_real(to_complex(state) * turn)
             xr, xz, xn = x.chunk(3, -1)
             hr, hz, hn = self.state(state).chunk(3, -1)
             update = torch.sigmoid(xz + hz) * observed
@@ -228,11 +248,10 @@ class Horizon(nn.Module):
     theta comes from the encoder's state, so each series has dynamics of its own. Queries read the dense solution.
     """
 
-    def __init__(self, encoded: int, modes: int, width: int, steps: int, frequency: float = 20.0):
+    def __init__(self, encoded: int, modes: int, width: int, steps: int):
         super().__init__()
         self.steps = steps
-        self.raw_decay = nn.Parameter(torch.full((modes,), math.log(math.expm1(0.5))))
-        self.frequency = nn.Parameter(torch.rand(modes) * frequency)
+        self.modes = Modes(modes, FASTEST / 2)
         self.start = nn.Linear(encoded, 2 * modes)
         self.theta = nn.Linear(encoded, width)
         self.inner = nn.Linear(2 * modes, width, bias=False)
@@ -245,24 +264,17 @@ class Horizon(nn.Module):
         shape = lead.shape
         encoded, lead = encoded.flatten(0, -2), lead.flatten(0, -2)
         solution = self.solve(encoded, lead)
-        return torch.view_as_real(solution.at(lead)).flatten(-2).reshape(*shape, -1)
+        return to_real(solution.at(lead)).reshape(*shape, -1)
 
     def solve(self, encoded: Tensor, until: Tensor) -> DenseSolution:
         """The solution from `encoded (N, E)` that covers all leads in `until`."""
         theta = self.theta(encoded)
-        start = _complex(self.start(encoded))
+        start = to_complex(self.start(encoded))
 
         def field(z: Tensor) -> Tensor:
-            real = torch.view_as_real(z).flatten(-2)
-            return _complex(self.outer(silu(self.inner(real) + theta)))
+            return to_complex(self.outer(silu(self.inner(to_real(z)) + theta)))
 
-        rotation = Rotation(softplus(self.raw_decay) + 1e-3, self.frequency)
-        return semilinear(rotation, field, start, until, self.steps)
-
-
-def _complex(x: Tensor) -> Tensor:
-    """`(..., 2M)` real pairs -> `(..., M)` complex."""
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+        return semilinear(self.modes(), field, start, until, self.steps)
 
 
 class LatentGaussian(nn.Module):
