@@ -31,6 +31,7 @@ LAYERS: dict[str, int] = {
     "windows": 4,
     "path": 5,
     "flow": 6,
+    "scan": 7,
     "metrics": 7,
     "plot": 8,
     "synthetic": 8,
