@@ -21,7 +21,9 @@ LAYERS: dict[str, int] = {
     "errors": 0,
     "series": 1,
     "noise": 1,
-    "artifact": 1,
+    "files": 1,
+    "threads": 1,
+    "artifact": 2,
     "reading": 1,
     "distribution": 2,  # a currency like series, so low: scaling and calibration act on it
     "clock": 2,

@@ -137,7 +137,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
     path, figure = tmp_path / "curve.png", training_curve(np.arange(3.0), {"train": np.ones(3)})
     path.write_bytes(b"old")
-    monkeypatch.setattr(Figure, "savefig", full)
+    monkeypatch.setattr("tsde.files.os.fsync", full)
     with pytest.raises(CannotWriteError, match="No space left"):
         save_figure(figure, path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

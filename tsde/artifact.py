@@ -19,6 +19,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from tsde.errors import ArtifactError, CannotWriteError, MissingInputError
+from tsde.files import write_synced
 
 SCHEMA_VERSION = 1
 _MANIFEST = "manifest.json"
@@ -38,16 +39,14 @@ def write_files(folder: Path, files: Mapping[str, bytes], tensors: Mapping[str, 
         payload[name] = save_tensors({key: value.detach().contiguous().clone() for key, value in group.items()})
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(payload.items())}
     payload[_MANIFEST] = json.dumps({"schema": SCHEMA_VERSION, "files": digests}, indent=1).encode()
-    if folder.exists() and not (folder / _MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CannotWriteError(
-            f"{folder} exists and was not written by tsde; give --out another name or remove it first"
-        )
+    if not _ours_to_replace(folder):
+        raise CannotWriteError(f"{folder} exists and was not written by tsde; give another name or remove it first")
     temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         for name, data in payload.items():
-            _write_synced(temporary / name, data)
+            write_synced(temporary / name, data)
         temporary.chmod(0o755)
         _swap(temporary, folder)
     except OSError as error:
@@ -55,24 +54,6 @@ def write_files(folder: Path, files: Mapping[str, bytes], tensors: Mapping[str, 
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write one file whole or not at all.
-
-    Raises:
-        CannotWriteError: if it cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_synced(temporary, data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CannotWriteError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_files(folder: Path) -> tuple[dict[str, bytes], dict[str, dict[str, Tensor]]]:
@@ -117,12 +98,19 @@ def _read_checked(folder: Path, name: str, digest: str) -> bytes:
     return data
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
+def _ours_to_replace(folder: Path) -> bool:
+    """Nothing, an empty directory, or one with a manifest of ours; `manifest.json` is a common name."""
+    if not folder.exists():
+        return True
+    if not folder.is_dir():
+        return False
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return not any(folder.iterdir())
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and {"schema", "files"} <= set(manifest)
 
 
 def _swap(temporary: Path, folder: Path) -> None:
@@ -131,6 +119,12 @@ def _swap(temporary: Path, folder: Path) -> None:
         os.rename(temporary, folder)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    os.rename(folder, aside / "was")
-    os.rename(temporary, folder)
-    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        os.rename(folder, aside / "was")
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            os.rename(aside / "was", folder)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

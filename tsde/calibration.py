@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tsde.distribution import Quantiles
 
+_ATOM = 0.02  # share of exact hits above which a quantile is taken to lie on an atom
+
 
 class CalibrationConfig(BaseModel):
     """How forecasts are corrected after training."""
@@ -103,7 +105,7 @@ class Calibrator:
                 for c in range(channels)
             ]
         )
-        return cls(edges, by_bin[:, None] + by_channel)
+        return cls(edges, (by_bin[:, None] + by_channel) * _movable(scores, residuals.channel, channels))
 
     def __call__(self, forecast: Quantiles, lead: Tensor, channel: Tensor) -> Quantiles:
         """Corrected quantiles, never crossing; `lead` and `channel` broadcast to the batch shape. The mean stays."""
@@ -116,6 +118,16 @@ def _spread(forecast: Quantiles) -> Tensor:
     """q_0.9 - q_0.1 plus a tenth of a channel's deviation, so that a forecast sure of one value can be moved too."""
     low, high = forecast.at(torch.tensor([0.1, 0.9])).unbind(-1)
     return high - low + 0.1
+
+
+def _movable(scores: Tensor, channel: Tensor, channels: int) -> Tensor:
+    """Zero where a channel's quantile often equals the value exactly, else one, `(C, Q)`.
+
+    There the channel has an atom (no rain, a score of zero) and the quantile lies on it; a shift borrowed from other
+    channels, however small, would put the atom outside the interval.
+    """
+    hits = scores.new_zeros(channels, scores.shape[1]).index_add(0, channel, (scores == 0).float())
+    return (hits <= _ATOM * torch.bincount(channel, minlength=channels)[:, None]).float()
 
 
 def _shrunk(scores: Tensor, series: Tensor, levels: Tensor, towards: Tensor, shrinkage: float) -> Tensor:

@@ -43,16 +43,17 @@ class Quantiles(Distribution):
         return self._mean
 
     def at(self, levels: Tensor) -> Tensor:
-        """q(p) at `levels (P,)` -> `(..., P)`."""
-        known, values = self.levels, self.values
-        right = torch.searchsorted(known, levels).clamp(1, len(known) - 1)
+        """q(p) at `levels`, `(P,)` or its own `(..., P)` for each entry of the batch -> `(..., P)`."""
+        known, values = self.levels.to(levels.dtype), self.values
+        levels = levels.expand(*self.batch_shape, -1)
+        right = torch.searchsorted(known, levels.contiguous()).clamp(1, len(known) - 1)
         left = right - 1
-        weight = ((levels - known[left]) / (known[right] - known[left])).clamp(0, 1)
-        inside = torch.lerp(values[..., left], values[..., right], weight)
+        weight = ((levels - known[left]) / (known[right] - known[left])).clamp(0, 1).to(values.dtype)
+        inside = torch.lerp(values.gather(-1, left), values.gather(-1, right), weight)
         low, high = self._tail_scales()
         below = (known[0] / levels).log().clamp(min=0)
         above = ((1 - known[-1]) / (1 - levels)).log().clamp(min=0)
-        return inside - low[..., None] * below + high[..., None] * above
+        return (inside - low[..., None] * below + high[..., None] * above).to(values.dtype)
 
     def _tail_scales(self) -> tuple[Tensor, Tensor]:
         known, values = self.levels, self.values

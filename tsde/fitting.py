@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from tsde.predictor import Predictor
 from tsde.scaling import Scaler
 from tsde.series import SeriesSet
 from tsde.table import Table
+from tsde.threads import single_thread
 from tsde.training import Progress
 from tsde.windows import Origins, Split, Window, eligible_origins, fixed_windows, split_windows
 
@@ -82,15 +83,16 @@ def fit_predictor(
     Raises:
         DataError: too little data for the split. DivergedError: a member's training diverged.
     """
+    with single_thread():
+        return _fit_predictor(table, experiment, report, checkpoints)
+
+
+def _fit_predictor(
+    table: Table, experiment: Experiment, report: Callable[[Progress], None], checkpoints: Path | None
+) -> Fitted:
     parts = prepare(table, experiment)
-    history: list[dict[str, float]] = []
-
-    def keep(progress: Progress) -> None:
-        history.append(asdict(progress))
-        report(progress)
-
     baselines = {name: _assemble(parts, _as_baseline(experiment, name), table) for name in BASELINES}
-    members = train_members(parts.series, parts.split.folds, experiment, keep, checkpoints)
+    members, history = train_members(parts.series, parts.split.folds, experiment, report, checkpoints)
     predictor = _assemble(parts, experiment, table, members, baselines)
     return Fitted(predictor, history, parts.test, parts.split, parts.series)
 
@@ -109,7 +111,7 @@ def _assemble(
 ) -> Predictor:
     """A calibrated predictor from trained members, or from the one member that a closed form gives."""
     if members is None:
-        members = train_members(parts.series, parts.split.folds[:1], experiment)
+        members, _ = train_members(parts.series, parts.split.folds[:1], experiment)
     channels = len(table.channels)
     marginal = Mean(MeanConfig(), channels)
     marginal.prepare(training_windows(eligible_origins(parts.series, parts.split.train), experiment.windows))

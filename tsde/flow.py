@@ -82,7 +82,15 @@ class Rotation(NamedTuple):
     def drive(self, gap: Tensor) -> Tensor:
         """Integral of exp(lambda (gap - s)) over s in [0, gap]: what a constant input adds; complex `(..., M)`."""
         rate = torch.complex(-self.decay, self.frequency)
-        return (self.over(gap) - 1) / rate
+        return torch.expm1(rate * gap[..., None]) / rate
+
+
+def steps_until(lead: Tensor, h: float) -> Tensor:
+    """Steps of a uniform grid that it takes to reach each lead, at least one: int64, the shape of `lead`.
+
+    A lead on a grid point belongs to the step that ends there, whether or not the solution goes on.
+    """
+    return (lead / h).ceil().long().clamp(min=1)
 
 
 class DenseSolution(NamedTuple):
@@ -95,8 +103,8 @@ class DenseSolution(NamedTuple):
 
     def at(self, lead: Tensor) -> Tensor:
         """States at `lead (N, H)` >= 0 -> complex `(N, H, M)`: z(t_i + s) = e^{lambda s} z_i + phi(s) N_i."""
-        index = (lead / self.h).floor().long().clamp(0, len(self.drives) - 1)
-        rest = lead - index * self.h
+        index = steps_until(lead, self.h) - 1
+        rest = lead - index.to(lead.dtype) * self.h
         row = torch.arange(lead.shape[0], device=lead.device)[:, None]
         return self.rotation.over(rest) * self.states[index, row] + self.rotation.drive(rest) * self.drives[index, row]
 
@@ -116,7 +124,7 @@ def semilinear(rotation: Rotation, field: Field_, state: Tensor, until: Tensor, 
         until: leads that will be asked for, any shape.
     """
     h = 1.0 / steps_per_unit
-    steps = max(1, int(torch.ceil(until.max() * steps_per_unit - 1e-4)))
+    steps = int(steps_until(until, h).max())
     half, whole = state.real.new_tensor(h / 2), state.real.new_tensor(h)
     turn_half, drive_half = rotation.over(half), rotation.drive(half)
     turn, drive = rotation.over(whole), rotation.drive(whole)
@@ -160,12 +168,12 @@ def brownian_path(
 
 
 def interpolate(states: Tensor, position: Tensor, h: float = 1.0, rotation: Rotation | None = None) -> Tensor:
-    """Between grid points: `states (n + 1, S, B, K, D)` at `position (B, K, H)`, in steps -> `(S, B, K, H, D)`.
+    """Between grid points `h` apart: `states (n + 1, S, B, K, D)` -> `(S, B, K, H, D)` at `position (B, K, H)`, in steps.
 
     Linear in the frame that turns with the linear flow, so exact for z' = lambda z:
     z(t_i + s) = (1 - s/h) e^{lambda s} z_i + s/h e^{-lambda (h - s)} z_{i+1}.
     """
-    left = position.floor().long().clamp(0, len(states) - 2)
+    left = steps_until(position, 1.0) - 1
     grid = states.movedim(0, -2)  # (S, B, K, n + 1, D)
     index = left[..., None].expand(grid.shape[0], *left.shape, grid.shape[-1])
     before, after = grid.gather(-2, index), grid.gather(-2, index + 1)

@@ -6,6 +6,8 @@ Gaussian likelihood lets the variance explain away what the mean could still lea
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
 from typing import Literal
 
 import torch
@@ -19,6 +21,12 @@ from tsde.metrics import pinball
 HeadName = Literal["quantile", "gaussian", "student_t"]
 
 LEVELS = (0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975)
+_SPACING = tuple(
+    abs(NormalDist().inv_cdf(level) - NormalDist().inv_cdf(inner))
+    for level, inner in zip(LEVELS, (*LEVELS[1:7], 0.5, *LEVELS[6:-1]), strict=True)
+)
+"""From each level's standard normal quantile to that of its neighbour nearer the median; zero at the median."""
+
 HUBER = 3.0  # squared error up to three standard deviations of the channel, then linear: outliers do not steer
 _MIN_SCALE = 1e-3
 
@@ -32,18 +40,19 @@ def distribution(head: HeadName, mean: Tensor, raw: Tensor) -> Distribution:
     """A distribution from its mean `(...)` and raw shape parameters `(..., head_size)`.
 
     gaussian: sigma = softplus(raw). student_t: also nu = 3 + softplus(raw), so the variance is finite.
-    quantile: the median is mean + raw, and the others step away from it by softplus, so they never cross.
+    quantile: the median is mean + raw, and the others step away from it by softplus, so they never cross; raw = 0 is
+    the standard normal around the mean.
     """
     if head == "gaussian":
         return Normal(mean, softplus(raw[..., 0]) + _MIN_SCALE, validate_args=False)
     if head == "student_t":
         return StudentT(3 + softplus(raw[..., 1]), mean, softplus(raw[..., 0]) + _MIN_SCALE, validate_args=False)
     middle = len(LEVELS) // 2
-    step = softplus(raw - 2) * 0.5  # starts near the spacing of standard normal quantiles
+    step = softplus(raw) / math.log(2) * raw.new_tensor(_SPACING)
     down = -step[..., :middle].flip(-1).cumsum(-1).flip(-1)
     up = step[..., middle + 1 :].cumsum(-1)
     offsets = torch.cat([down, torch.zeros_like(down[..., :1]), up], -1)
-    median = mean.detach() + 0.3 * raw[..., middle]
+    median = mean.detach() + raw[..., middle]
     return Quantiles(mean, median[..., None] + offsets, raw.new_tensor(LEVELS))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,10 +26,11 @@ import yaml
 
 from tsde.artifact import read_files, write_files
 from tsde.config import Experiment, parse_experiment
-from tsde.errors import DivergedError, TsdeError
+from tsde.errors import ArtifactError, DivergedError, TsdeError
 from tsde.model import Forecaster
 from tsde.models import build
 from tsde.series import SeriesSet
+from tsde.threads import single_thread
 from tsde.training import Progress, fit
 from tsde.windows import Fold, Origins, Region, Window, WindowConfig, eligible_origins, fixed_windows
 
@@ -46,30 +48,37 @@ def train_members(
     experiment: Experiment,
     report: Callable[[Progress], None] = lambda progress: None,
     checkpoints: Path | None = None,
-) -> list[Forecaster]:
+) -> tuple[list[Forecaster], list[dict[str, float]]]:
     """Train `experiment.train.members` models; member i learns from fold `i mod len(folds)`.
 
     The result does not depend on how many run at once.
+
+    Returns:
+        The members, and the record of their validations, also of those before an interruption.
 
     Raises:
         DivergedError: if a member diverges; the others are stopped.
     """
     count = experiment.train.members
     workers = min(count, experiment.train.workers or os.cpu_count() or 1)
-    members = [_fresh(series, folds, experiment, member) for member in range(count)]
+    with single_thread():
+        members = [_fresh(series, folds, experiment, member) for member in range(count)]
     if not any(parameter.requires_grad for parameter in members[0].parameters()):
-        return members
+        return members, []
+    history: list[dict[str, float]] = []
     with nullcontext(checkpoints) if checkpoints else tempfile.TemporaryDirectory(prefix="tsde-") as place:
         folder = Path(str(place))
+        _write_job(folder, series, folds, experiment)
         if workers == 1:
             for member in range(count):
                 _train(folder, member, series, folds, experiment, report)
         else:
-            _write_job(folder, series, folds, experiment)
             _run_workers(folder, count, workers, report)
         for number, model in enumerate(members):
-            model.load_state_dict(read_files(_weights(folder, number))[1]["weights.safetensors"])
-    return [model.eval() for model in members]
+            files, tensors = read_files(_weights(folder, number))
+            model.load_state_dict(tensors["weights.safetensors"])
+            history += json.loads(files["history.json"])
+    return [model.eval() for model in members], history
 
 
 def _fresh(series: SeriesSet, folds: Sequence[Fold], experiment: Experiment, member: int) -> Forecaster:
@@ -96,20 +105,22 @@ def _train(
     config = experiment.train
     rounds = -(-config.members // min(config.members, config.workers or os.cpu_count() or 1))
     fold = folds[member % len(folds)]
-    model = _fresh(series, folds, experiment, member)
-    fit(
-        model,
-        eligible_origins(series, fold.train),
-        fixed_windows(eligible_origins(series, fold.validation), experiment.windows),
-        experiment.windows,
-        config,
-        seed=experiment.seed + _SEED_STEP * member,
-        member=member,
-        budget=config.max_time / rounds if config.max_time else None,
-        checkpoint=folder / f"member-{member}.state",
-        report=report,
-    )
-    write_files(_weights(folder, member), {}, {"weights.safetensors": model.state_dict()})
+    with single_thread():
+        model = _fresh(series, folds, experiment, member)
+        history = fit(
+            model,
+            eligible_origins(series, fold.train),
+            fixed_windows(eligible_origins(series, fold.validation), experiment.windows),
+            experiment.windows,
+            config,
+            seed=experiment.seed + _SEED_STEP * member,
+            member=member,
+            budget=config.max_time / rounds if config.max_time else None,
+            checkpoint=folder / f"member-{member}.state",
+            report=report,
+        )
+    files = {"history.json": json.dumps(history).encode()}
+    write_files(_weights(folder, member), files, {"weights.safetensors": model.state_dict()})
 
 
 def _weights(folder: Path, member: int) -> Path:
@@ -117,11 +128,17 @@ def _weights(folder: Path, member: int) -> Path:
 
 
 def _write_job(folder: Path, series: SeriesSet, folds: Sequence[Fold], experiment: Experiment) -> None:
+    """What workers read, and by its digests what the checkpoints beside it belong to."""
     tensors = {name: getattr(series, name) for name in ("offsets", "times", "values", "mask", "key")}
     for number, fold in enumerate(folds):
         for part, region in zip(("train", "validation"), fold, strict=True):
             tensors |= {f"{number}/{part}/lower": region.lower, f"{number}/{part}/upper": region.upper}
-    write_files(folder / "job", {"experiment.yaml": experiment.to_yaml().encode()}, {"data.safetensors": tensors})
+    job, manifest = folder / "job", folder / "job" / "manifest.json"
+    before = manifest.read_bytes() if manifest.exists() else None
+    write_files(job, {"experiment.yaml": experiment.to_yaml().encode()}, {"data.safetensors": tensors})
+    if before not in (None, manifest.read_bytes()):
+        shutil.rmtree(job)
+        raise ArtifactError(f"{folder} holds the checkpoints of another experiment or other data: remove it")
 
 
 def _read_job(folder: Path) -> tuple[SeriesSet, list[Fold], Experiment]:
@@ -182,7 +199,6 @@ def _receive(line: str, report: Callable[[Progress], None]) -> None:
 
 def _work(folder: Path, member: int) -> None:
     """A worker's whole life."""
-    torch.set_num_threads(1)
     parent = os.getppid()
 
     def send(message: dict[str, object]) -> None:

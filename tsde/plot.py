@@ -6,9 +6,8 @@ imported on first use because it is slow to load.
 
 from __future__ import annotations
 
-import contextlib
+import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tsde.errors import CannotWriteError, UsageError
+from tsde.errors import UsageError
+from tsde.files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,18 +136,9 @@ def save_figure(figure: Figure, path: Path | str, dpi: int = 150) -> None:
     path = Path(path)
     if path.suffix not in (".png", ".svg"):
         raise UsageError(f"a figure is written as .png or .svg, got {path.name!r}: change the suffix")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            figure.savefig(file, format=path.suffix[1:], dpi=dpi)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise CannotWriteError(f"cannot write the figure {path}: {error}; check the directory and its space") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], dpi=dpi)
+    write_file(path, buffer.getvalue())
 
 
 def _fan(ax: Axes, panel: FanPanel) -> None:

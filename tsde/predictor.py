@@ -24,10 +24,11 @@ from tsde.distribution import GRID, Quantiles, average, summarise
 from tsde.errors import ArtifactError, UsageError
 from tsde.model import Forecaster
 from tsde.models import build
-from tsde.noise import uniform
+from tsde.noise import series_keys, uniform
 from tsde.scaling import Scaler
 from tsde.series import SeriesSet
 from tsde.table import Queries, Table
+from tsde.threads import single_thread
 from tsde.windows import Query, Window
 
 MAX_LEAD = 4.0
@@ -120,7 +121,6 @@ class Predictor:
         queries: Queries | None = None,
         levels: Sequence[float] = (80.0,),
         seed: int = 0,
-        samples: int = 0,
     ) -> pd.DataFrame:
         """Forecast a table's series: columns id, time, channel, tsde, tsde-median, tsde-lo-L, tsde-hi-L, ..., status.
 
@@ -135,24 +135,23 @@ class Predictor:
         """
         if queries is not None and horizon is not None:
             raise UsageError("expected a horizon or a table of times, got both")
-        for level in levels:
-            if not 0 < level < 100:
-                raise UsageError(f"expected a level between 0 and 100 percent, got {level:g}")
         if queries is None:
             queries = self.queries(table, self.experiment.horizon if horizon is None else horizon, step)
-        found = self.answer(table, queries, seed, samples)
-        return self._frame(found, queries, levels)
+        return self.frame(self.answer(table, queries, seed), queries, levels)
 
     def answer(self, table: Table, queries: Queries, seed: int = 0, samples: int = 0) -> Forecasts:
         """Forecasts for each query, in order. A forecast for time t uses the rows before t, never a later one."""
+        with single_thread():
+            return self._answer(table, queries, seed, samples)
+
+    def _answer(self, table: Table, queries: Queries, seed: int, samples: int) -> Forecasts:
         series = self.scaler.apply(table, seed)
         owner = pd.Index(table.ids).get_indexer(pd.Index(queries.ids))
         owner_tensor = torch.from_numpy(owner.astype(np.int64))
         known = torch.from_numpy(owner >= 0)
         times = torch.from_numpy(queries.times / self.scaler.horizon)
         safe = owner_tensor.clamp(min=0)
-        before = np.nextafter(queries.times, -np.inf) / self.scaler.horizon  # strictly before the query
-        row = series.count_until(safe, torch.from_numpy(before)) - 1
+        row = series.count_until(safe, times, strict=True) - 1
         usable = known & (row >= series.offsets[safe]) if len(series) else known
         seen = series.mask.any(1).cumsum(0)
         start_seen = torch.where(series.offsets[safe] > 0, seen[(series.offsets[safe] - 1).clamp(min=0)], 0)
@@ -185,18 +184,18 @@ class Predictor:
     def _draw(law: Quantiles, queries: Queries, seed: int, samples: int) -> NDArray[np.float64]:
         """Independent draws from each marginal, `(S, M, C)`; the numbers follow from seed, series and time alone."""
         names = [f"{name}@{time!r}" for name, time in zip(queries.ids, queries.times.tolist(), strict=True)]
-        from tsde.noise import series_keys
-
         level = uniform(series_keys(names, seed), (samples, law.mean.shape[-1]))  # (M, S, C)
-        known = law.levels.double()
-        right = torch.searchsorted(known, level).clamp(1, len(known) - 1)
-        values = law.values[:, None].expand(-1, samples, -1, -1)
-        low = values.gather(-1, (right - 1)[..., None])[..., 0]
-        high = values.gather(-1, right[..., None])[..., 0]
-        weight = ((level - known[right - 1]) / (known[right] - known[right - 1])).clamp(0, 1)
-        return torch.lerp(low, high, weight).movedim(1, 0).numpy()
+        return law.at(level.transpose(1, 2)).movedim(-1, 0).numpy()
 
-    def _frame(self, found: Forecasts, queries: Queries, levels: Sequence[float]) -> pd.DataFrame:
+    def frame(self, found: Forecasts, queries: Queries, levels: Sequence[float]) -> pd.DataFrame:
+        """Answers as the forecast table, a row per query and channel.
+
+        Raises:
+            UsageError: a level outside (0, 100).
+        """
+        for level in levels:
+            if not 0 < level < 100:
+                raise UsageError(f"expected a level between 0 and 100 percent, got {level:g}")
         channels = len(self.channels)
         schema = self.experiment.data
         columns: dict[str, Any] = {

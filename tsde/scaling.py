@@ -71,4 +71,4 @@ def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
     if high > low:
         values = values.clip(middle - _WINSOR * (high - low), middle + _WINSOR * (high - low))
     deviation = float(values.std())
-    return float(values.mean()), deviation if deviation > 1e-12 * max(1.0, abs(float(middle))) else 1.0
+    return float(values.mean()), deviation if deviation > 1e-12 * float(np.abs(values).max()) else 1.0

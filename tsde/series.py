@@ -76,19 +76,18 @@ class SeriesSet:
         """`(R,)` int64."""
         return torch.repeat_interleave(torch.arange(len(self)), self.offsets.diff())
 
-    def count_until(self, series: Tensor, times: Tensor) -> Tensor:
-        """Row index just after the last row of `series` whose time is at or before `times`; both `(...)`.
+    def count_until(self, series: Tensor, times: Tensor, strict: bool = False) -> Tensor:
+        """Row index just after the last row of `series` that is at or before `times` (`strict`: before), both `(...)`.
 
-        All series are searched at once on one increasing axis: each series' clock, laid end to end.
+        Bisection for all questions at once, on each series' own clock, so exact where one common axis would round.
         """
-        starts = self.times[self.offsets[:-1].clamp(max=max(len(self.times) - 1, 0))]
-        spans = self.times[(self.offsets[1:] - 1).clamp(min=0)] - starts
-        room = spans + 1.0
-        base = room.cumsum(0) - room - starts
-        axis = self.times + base[self.series_of_row]
-        wanted = (times - starts[series]).clamp(-0.5, None).minimum(spans[series] + 0.25) + starts[series]
-        found = torch.searchsorted(axis, wanted + base[series], right=True)
-        return torch.maximum(torch.minimum(found, self.offsets[series + 1]), self.offsets[series])
+        low, high = self.offsets[series], self.offsets[series + 1]
+        for _ in range(int(self.offsets.diff().max()).bit_length() if len(self) else 0):
+            middle = (low + high) // 2
+            found = self.times[middle.clamp(max=len(self.times) - 1)]
+            passed = (low < high) & ((found < times) if strict else (found <= times))
+            low, high = torch.where(passed, middle + 1, low), torch.where(passed, high, middle)
+        return low
 
     def pad(
         self, first: Tensor, last: Tensor, series: Tensor, reference: Tensor, length: int | None = None

@@ -6,8 +6,8 @@ cell was not observed. Whatever cannot be read without a guess is refused, with 
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from tsde.channels import Cells, TableSchema, merge, read_channels, require_columns
 from tsde.clock import Clock, read_times
-from tsde.errors import ArtifactError, CannotWriteError, MissingInputError, UsageError
+from tsde.errors import ArtifactError, MissingInputError, UsageError
+from tsde.files import write_file
 from tsde.reading import NO_ROWS, Finding, Sheet, TableError, categories, listed, read_sheet
 
 __all__ = [
@@ -170,7 +171,7 @@ def read_queries(source: str | Path | pd.DataFrame, schema: TableSchema, clock: 
     return Queries(keys.ids[keys.codes], keys.times, labels)
 
 
-def write_parquet(table: Table, path: str | Path) -> None:
+def write_parquet(table: Table, path: Path) -> None:
     """Write the canonical form: id, time and channels as columns, clock, channels and notes as JSON in the metadata.
 
     The file appears whole or not at all.
@@ -178,22 +179,13 @@ def write_parquet(table: Table, path: str | Path) -> None:
     Raises:
         CannotWriteError: the disk or the folder refuses.
     """
-    path = Path(path)
     about = {"clock": table.clock.model_dump(), "channels": table.channels, "notes": table.notes}
     ids = pa.array(table.ids[table.row_series], pa.string())
     columns = [ids, *map(pa.array, (table.times, *table.values.T))]
     arrow = pa.table(columns, ["unique_id", "ds", *table.channels], metadata={_METADATA: json.dumps(about)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            pq.write_table(arrow, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CannotWriteError(f"{path}: cannot be written ({error}); choose another place or free space") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    pq.write_table(arrow, buffer)
+    write_file(path, buffer.getvalue())
 
 
 def read_parquet(path: str | Path) -> Table:

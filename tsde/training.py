@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tsde.artifact import read_files, write_files
 from tsde.clock import Clock
 from tsde.distribution import summarise
-from tsde.errors import DivergedError, UsageError
+from tsde.errors import ArtifactError, DivergedError, UsageError
 from tsde.metrics import crps_quantiles
 from tsde.model import Forecaster
 from tsde.windows import Origins, Window, WindowConfig, draw_windows
@@ -82,6 +82,7 @@ class Progress:
 class _State:
     """Everything that changes while a member trains, so that a resumed run repeats an undisturbed one."""
 
+    seed: int
     step: int = 0
     elapsed: float = 0.0
     best: float = math.inf
@@ -148,14 +149,14 @@ class _Loop:
         self.optimiser = torch.optim.AdamW(_decay_groups(model, config.weight_decay), lr=config.learning_rate)
         self.averaged = copy.deepcopy(model).eval().requires_grad_(False)
         self.kept = copy.deepcopy(self.averaged.state_dict())
-        self.state = _State()
+        self.state = _State(seed)
 
     def run(
         self, validation: Sequence[Window], member: int, budget: float | None, report: Callable[[Progress], None]
     ) -> list[dict[str, float]]:
-        config, state = self.config, self.state
         if self.folder is not None and (self.folder / "manifest.json").exists():
-            self._restore()
+            self._restore(self.folder)
+        config, state = self.config, self.state
         started = time.monotonic() - state.elapsed
         share = self._share(budget)
         while share < 1 and state.stale < config.patience:
@@ -218,7 +219,7 @@ class _Loop:
         for name, value in (("training score", score), ("KL term", kl), ("gradient norm", norm)):
             if not torch.isfinite(value):
                 raise DivergedError(
-                    f"training diverged at step {self.state.step + 1}: the {name} is {float(value)}, expected a finite "
+                    f"training diverged at step {self.state.step + 1}: the {name} is {value.item()}, expected a finite "
                     "number. Lower train.learning_rate or train.clip, or look for extreme values with `tsde validate`."
                 )
 
@@ -231,9 +232,12 @@ class _Loop:
         tensors["generator"], tensors["global"] = self.generator.get_state(), torch.get_rng_state()
         write_files(folder, {"state.json": json.dumps(asdict(self.state)).encode()}, {"state.safetensors": tensors})
 
-    def _restore(self) -> None:
-        files, tensors = read_files(self.folder) if self.folder else ({}, {})
-        self.state = _State(**json.loads(files["state.json"]))
+    def _restore(self, folder: Path) -> None:
+        files, tensors = read_files(folder)
+        state = _State(**json.loads(files["state.json"]))
+        if state.seed != self.state.seed:
+            raise ArtifactError(f"{folder} was left by a run with seed {state.seed}, not {self.state.seed}: remove it")
+        self.state = state
         saved: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "kept": {}, "optimiser": {}}
         for name, tensor in tensors["state.safetensors"].items():
             part, _, rest = name.partition("/")

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from torch.nn.functional import huber_loss, silu, softplus
 
 from tsde.distribution import pool
-from tsde.flow import brownian_path, interpolate
+from tsde.flow import brownian_path, interpolate, steps_until
 from tsde.heads import HUBER, HeadName
 from tsde.metrics import crps_samples
 from tsde.model import Forecaster, Loss
@@ -89,7 +89,7 @@ class LatentSDE(Forecaster):
         mean, deviation, kl = self.initial(encoded)
         theta = self.theta(encoded)
         start = mean + deviation * noise_like(query, samples, mean.shape[-1], 0, self.training)
-        count = max(1, int(torch.ceil(query.lead.max() * steps - 1e-4)))
+        count = int(steps_until(query.lead * steps, 1.0).max())
         noise = [noise_like(query, samples, mean.shape[-1], 1 + i, self.training) for i in range(count)]
 
         def drift(i: int, z: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class LatentSDE(Forecaster):
     def _future(self, window: Window) -> Tensor:
         """c(t) at each step: kernel-weighted targets at or after t, `(n, B, K, width)`."""
         lead, steps = window.query.lead, self.config.steps
-        count = max(1, int(torch.ceil(lead.max() * steps - 1e-4)))
+        count = int(steps_until(lead * steps, 1.0).max())
         ahead = lead - torch.arange(count)[:, None, None, None] / steps  # (n, B, K, H)
         rates = lead.new_tensor(self.RATES)[:, None]
         weight = torch.exp(-rates * ahead.clamp(min=0)[..., None, :]) * (ahead >= 0)[..., None, :]  # (n, B, K, J, H)

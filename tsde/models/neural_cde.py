@@ -73,7 +73,7 @@ class NeuralCDE(Forecaster):
             def field(s: float, z: Tensor, interval: int = interval) -> Tensor:
                 drive = self.control(path.derivative(interval, s))  # (B, control)
                 matrix = cheap_tanh(self.outer(silu(self.inner(z)))).unflatten(-1, (-1, drive.shape[-1]))
-                return (matrix @ drive[..., None])[..., 0]
+                return (matrix * drive[:, None]).sum(-1)  # a batched product may round by place in the batch
 
             state = flow(field, to_real(to_complex(state) * turn), self.config.solver)
             states.append(state)

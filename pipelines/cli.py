@@ -1,0 +1,233 @@
+"""The command line: data on stdout or in files, progress and messages on stderr, one exit code per kind of failure."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Option
+
+import tsde
+from pipelines.exits import BAD_DATA, Commands
+from pipelines.options import Config, Horizon, IdCol, Json, Model, Quiet, Set, TablePath, TimeCol, given, with_columns
+from tsde.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipelines.scores import Scoreboard
+    from pipelines.train import Trained
+
+app = typer.Typer(
+    cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+Data = Annotated[Path | None, Option(metavar="DATASET|TABLE", help="What `tsde ingest` wrote, or a table.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"tsde {tsde.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Say which version.")] = False,
+    debug: Annotated[bool, Option("--debug", help="Show where an error came from.")] = False,
+) -> None:
+    """Calibrated forecasts of irregular time series: an uneven, gappy table in, forecasts at any future time out."""
+    # The models are small: a second thread costs them more than it gives, and a lot more where cores are shared.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, Option(metavar="DIR", help="Where everything goes.")] = Path("demo"), quiet: Quiet = False
+) -> None:
+    """Everything below on a bundled real sample, in two minutes."""
+    from pipelines import demo
+
+    trained = demo.run(out, quiet)
+    _record(trained)
+    _show(trained)
+    print(demo.next_steps(out))
+
+
+@app.command()
+@with_columns
+def validate(table: TablePath, columns: dict[str, Any], config: Config = None, json: Json = False) -> None:
+    """Check a table; exit code 65 if it cannot be used."""
+    from pipelines import validate
+
+    findings = validate.run(table, config, columns)
+    print(validate.as_json(table, findings) if json else validate.as_text(table, findings))
+    if not validate.sound(findings):
+        raise typer.Exit(BAD_DATA)
+
+
+@app.command()
+@with_columns
+def ingest(
+    table: TablePath,
+    out: Annotated[Path, Option(metavar="DATASET", help="The directory to write.")],
+    columns: dict[str, Any],
+    config: Config = None,
+    horizon: Horizon = None,
+) -> None:
+    """Turn a table into a checked dataset.
+
+    A directory with the table as Parquet, its SHA-256, its columns, and how it is split and scaled.
+    """
+    from pipelines import data, ingest
+
+    found = data.load(table, config, horizon, columns=columns)
+    ingest.run(found, out)
+    print(f"{out}: {found.facts.sentence()}; train on it with: tsde train --data {out}", file=sys.stderr)
+
+
+@app.command()
+@with_columns
+def train(
+    columns: dict[str, Any],
+    data: Data = None,
+    config: Config = None,
+    horizon: Horizon = None,
+    family: Annotated[str | None, Option(metavar="F", help="The model's family, see `tsde models`.")] = None,
+    settings: Set = None,
+    out: Annotated[Path | None, Option(metavar="MODEL", help="The directory to write [tsde-model].")] = None,
+    resume: Annotated[Path | None, Option(metavar="RUN", help="Go on with an interrupted run, MODEL.run.")] = None,
+    quiet: Quiet = False,
+    no_track: Annotated[bool, Option("--no-track", help="Record nothing in MLflow.")] = False,
+) -> None:
+    """Train a model, and score it beside naive baselines.
+
+    Without a configuration the defaults fit the table and are printed, to keep. Everything is scored on a part of
+    the data that was kept for it, before and after calibration.
+    """
+    from pipelines import data as source
+    from pipelines import train
+
+    if resume is not None:
+        if config or horizon or family or settings or columns:
+            raise UsageError("an interrupted run goes on as it was started: leave out what changes it beside --resume")
+        found, target = train.reopen(resume, data)
+    elif data is not None:
+        found = source.load(data, config, horizon, family, settings or [], columns)
+        target = Path("tsde-model")
+    else:
+        raise UsageError("name the data: --data DATASET|TABLE")
+    target = out or target
+    folder = resume or train.start(found, target)
+    if config is None and resume is None and not quiet:
+        print(f"# the configuration, to keep and change (--config)\n{found.experiment.to_yaml()}", file=sys.stderr)
+    trained = train.run(found, target, folder, quiet)
+    if not no_track:
+        _record(trained)
+    _show(trained)
+    print(f"The model is in {trained.out}. Forecast with: tsde forecast {trained.out} TABLE --horizon H --out F.csv")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Data = None,
+    json: Json = False,
+    plots: Annotated[Path | None, Option(metavar="DIR", help="Draw reliability, coverage and forecasts here.")] = None,
+    id_col: IdCol = None,
+    time_col: TimeCol = None,
+) -> None:
+    """Score a model beside naive baselines.
+
+    On DATASET|TABLE, or as it was scored after training. Of the table it was trained on only the test part counts.
+    """
+    from pipelines import evaluate, tracking
+
+    columns = given(id_col=id_col, time_col=time_col)
+    board = evaluate.run(tracking.resolve_model(model), data, columns, plots)
+    if json:
+        print(board.model_dump_json(indent=1))
+    else:
+        _print(board, by_channel=True)
+
+
+@app.command()
+def forecast(
+    model: Model,
+    table: TablePath,
+    out: Annotated[Path | None, Option(metavar="F.csv", help="Also .csv.gz or .parquet; stdout without.")] = None,
+    horizon: Horizon = None,
+    step: Annotated[str | None, Option(metavar="1d", help="Forecast every step up to the horizon.")] = None,
+    times: Annotated[Path | None, Option(metavar="T.csv", help="Or forecast for these ids and times.")] = None,
+    level: Annotated[list[float] | None, Option(metavar="80", help="Central interval in percent; repeatable.")] = None,
+    seed: Annotated[int, Option(metavar="S", help="Of sampled forecasts.")] = 0,
+    samples: Annotated[int, Option(metavar="N", min=0, help="Also draw samples, with --samples-out.")] = 0,
+    samples_out: Annotated[Path | None, Option(metavar="P", help="Table of samples to write.")] = None,
+    plot: Annotated[Path | None, Option(metavar="PNG", help="Draw a few of the series.")] = None,
+    quiet: Quiet = False,
+    id_col: IdCol = None,
+    time_col: TimeCol = None,
+) -> None:
+    """Forecast every series of a table.
+
+    At regular times up to a horizon after each series' last row, or at the ids and times of another table.
+    """
+    from pipelines import forecast, tracking
+
+    question = forecast.Question(horizon, step, times, level or [80.0], seed)
+    columns = given(id_col=id_col, time_col=time_col)
+    outputs = forecast.Outputs(out, samples, samples_out, plot)
+    frame = forecast.run(tracking.resolve_model(model), table, question, outputs, columns)
+    if out is None:
+        sys.stdout.write(forecast.as_csv(frame))
+    if not quiet:
+        print(f"{out or 'forecasts'}: {forecast.summary(frame)}", file=sys.stderr)
+
+
+@app.command()
+def ui(
+    host: Annotated[str, Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=1, max=65535)] = 5000,
+    store: Annotated[str | None, Option(metavar="URI", help="Tracking store [sqlite:///mlflow.db].")] = None,
+) -> None:
+    """Open the MLflow dashboard on the runs recorded here."""
+    from pipelines import dashboard
+
+    raise typer.Exit(dashboard.run(host, port, store))
+
+
+@app.command()
+def models() -> None:
+    """List the families of models, one line each."""
+    from tsde.models import MODELS
+
+    for name, family in MODELS.items():
+        print(f"{name:<12} {family.summary}")
+
+
+def _record(trained: Trained) -> None:
+    """Track a run whose model is saved: if the store fails, that is a pity but no more."""
+    from pipelines import dashboard, tracking
+
+    try:
+        tracking.record(trained)
+    except Exception as error:  # any database, server or disk
+        reason = " ".join(str(error).split())[:300]
+        print(f"warning: the run was not recorded in {dashboard.store()}: {reason}", file=sys.stderr)
+
+
+def _show(trained: Trained) -> None:
+    if trained.card.scores is not None:
+        _print(trained.card.scores)
+
+
+def _print(board: Scoreboard, by_channel: bool = False) -> None:
+    from rich.console import Console
+
+    from pipelines import scores
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(scores.overall_table(board))
+    console.print(scores.lead_table(board))
+    if by_channel:
+        console.print(scores.channel_table(board))

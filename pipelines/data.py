@@ -1,0 +1,161 @@
+"""DATASET|TABLE: what a command is given to work on, read and checked, beside its identity and its experiment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from tsde.artifact import read_files
+from tsde.config import Experiment, load_experiment, parse_experiment
+from tsde.errors import ArtifactError, DataError, UsageError
+from tsde.models import MODELS
+from tsde.predictor import Predictor
+from tsde.table import Table, read_parquet, read_table
+
+TABLE_FILE, FACTS_FILE, EXPERIMENT_FILE = "table.parquet", "dataset.json", "experiment.yaml"
+
+
+class Facts(BaseModel, frozen=True):
+    """What a table is: `sha256` of the file as the user has it, and its size."""
+
+    source: str
+    sha256: str
+    series: int
+    rows: int
+    observed: int
+    channels: tuple[str, ...]
+
+    @classmethod
+    def of(cls, table: Table, path: Path) -> Facts:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(
+            source=path.name,
+            sha256=digest,
+            series=table.n_series,
+            rows=table.n_rows,
+            observed=int((table.values == table.values).sum()),  # NaN differs from itself
+            channels=table.channels,
+        )
+
+    def sentence(self) -> str:
+        """The size in words."""
+        return f"{self.series:,} series, {self.rows:,} rows, {len(self.channels)} channels, {self.observed:,} values"
+
+
+@dataclass(frozen=True)
+class Data:
+    """A table that was read from `path`, and the experiment for it."""
+
+    path: Path
+    table: Table
+    facts: Facts
+    experiment: Experiment
+
+
+def load(
+    path: Path,
+    config: Path | None = None,
+    horizon: str | None = None,
+    family: str | None = None,
+    overrides: Sequence[str] = (),
+    columns: Mapping[str, Any] | None = None,
+) -> Data:
+    """Read a dataset or a table, with the experiment that the options describe; its channels are written out.
+
+    Raises:
+        UsageError: no horizon anywhere, an unknown family, or columns for a dataset, which knows its own.
+    """
+    if path.is_dir():
+        table, facts, stored = read_dataset(path)
+        if columns:
+            raise UsageError(f"{path} is a dataset and knows its columns: leave out --{next(iter(columns))}")
+        experiment = _experiment(config, horizon, family, overrides, stored.data.model_dump(), path / EXPERIMENT_FILE)
+        return _checked(Data(path, table, facts, experiment))
+    experiment = _experiment(config, horizon, family, overrides, columns or {})
+    table = _noted(read_table(path, experiment.data))
+    settled = experiment.data.model_copy(update={"channels": table.channels})
+    return _checked(Data(path, table, Facts.of(table, path), experiment.model_copy(update={"data": settled})))
+
+
+def load_for(predictor: Predictor, path: Path, columns: Mapping[str, Any] | None = None) -> tuple[Table, Facts]:
+    """Read a dataset or a table with the columns, the channels and the clock of a model."""
+    if not path.is_dir():
+        table = table_for(predictor, path, columns)
+        return table, Facts.of(table, path)
+    table, facts, _ = read_dataset(path)
+    if missing := set(predictor.channels) - set(table.channels):
+        raise DataError(f"{path} lacks the model's channels {sorted(missing)}; expected {list(predictor.channels)}")
+    if problem := predictor.clock.mismatch(table.clock):
+        raise DataError(f"{path}: {problem}")
+    order = [table.channels.index(channel) for channel in predictor.channels]
+    return replace(table, values=table.values[:, order], channels=predictor.channels), facts
+
+
+def table_for(predictor: Predictor, path: Path, columns: Mapping[str, Any] | None = None) -> Table:
+    """Read a table with the columns, the channels and the clock of a model."""
+    schema = predictor.experiment.data.model_copy(update=dict(columns or {}))
+    return _noted(read_table(path, schema, expected_channels=predictor.channels, expected_clock=predictor.clock))
+
+
+def read_dataset(folder: Path) -> tuple[Table, Facts, Experiment]:
+    """What `tsde ingest` wrote.
+
+    Raises:
+        ArtifactError: it is torn, altered, or something else.
+    """
+    files, _ = read_files(folder)
+    if FACTS_FILE not in files:
+        raise ArtifactError(f"{folder} holds no {FACTS_FILE}: expected a dataset written by `tsde ingest`, or a table")
+    facts = Facts.model_validate(json.loads(files[FACTS_FILE])["data"])
+    experiment = parse_experiment(yaml.safe_load(files[EXPERIMENT_FILE]), str(folder / EXPERIMENT_FILE))
+    return read_parquet(folder / TABLE_FILE), facts, experiment
+
+
+def _checked(data: Data) -> Data:
+    """Refuse a horizon that makes no sense on the table's clock."""
+    data.table.clock.parse_duration(data.experiment.horizon)
+    return data
+
+
+def _noted(table: Table) -> Table:
+    """Tell what reading did to a table."""
+    for note in table.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return table
+
+
+def _experiment(
+    config: Path | None,
+    horizon: str | None,
+    family: str | None,
+    overrides: Sequence[str],
+    columns: Mapping[str, Any],
+    fallback: Path | None = None,
+) -> Experiment:
+    """The configuration, or the fallback's, with the options on top; a family of another kind replaces the model."""
+    if family is not None and family not in MODELS:
+        raise UsageError(f"there is no family {family!r}; expected one of {', '.join(MODELS)} (`tsde models`)")
+    source = config or fallback
+    if source is None and horizon is None and not any(text.startswith("horizon=") for text in overrides):
+        raise UsageError("say how far ahead to forecast: --horizon 30d (a number where the table's times are numbers)")
+    replaced = []
+    if family is not None and load_experiment(source, horizon=horizon or "1").model.family != family:
+        replaced = [f"model={{family: {family}}}"]  # the settings of one family mean nothing to another
+    return load_experiment(source, [*replaced, *overrides], horizon=_plain(horizon), data=columns)
+
+
+def _plain(horizon: str | None) -> str | float | None:
+    """A number as a number, so that the printed configuration reads well."""
+    try:
+        return horizon and float(horizon)
+    except ValueError:
+        return horizon

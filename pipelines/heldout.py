@@ -1,0 +1,86 @@
+"""The part of a table that a model has not seen: what it is scored on and drawn against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from pipelines.card import Card
+from pipelines.data import Facts
+from tsde.errors import DataError
+from tsde.fitting import Fitted, prepare
+from tsde.predictor import Predictor
+from tsde.series import SeriesSet
+from tsde.table import Table
+from tsde.windows import Region, Window, eligible_origins, fixed_windows
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Windows with known answers, and the region of the table's series that they were cut from.
+
+    `part` says in words what it is.
+    """
+
+    table: Table
+    series: SeriesSet
+    region: Region
+    windows: list[Window]
+    part: str
+
+    def cut(self) -> tuple[Table, Table]:
+        """Each held-out series before and after one origin: where its region starts, or halfway if it has no start.
+
+        Series with nothing on either side of that origin are left out.
+        """
+        offsets = self.table.offsets
+        whole = torch.isinf(self.region.lower).numpy()
+        known = self.series.count_until(torch.arange(self.table.n_series), self.region.lower).numpy()  # rows before it
+        middle = offsets[:-1] + (np.diff(offsets) + 1) // 2
+        until = np.where(whole, middle, known)
+        open_region = (self.region.upper > self.region.lower).numpy()
+        kept = np.flatnonzero(open_region & (until > offsets[:-1]) & (until < offsets[1:]))
+        return _rows(self.table, kept, offsets[:-1], until), _rows(self.table, kept, until, offsets[1:])
+
+
+def of_training(table: Table, fitted: Fitted) -> HeldOut:
+    """The test part of the table that a predictor was just trained on."""
+    return HeldOut(table, fitted.series, fitted.split.test, fitted.test, "the test part of the training table")
+
+
+def of_table(predictor: Predictor, table: Table, facts: Facts) -> HeldOut:
+    """What a model has not seen of a table: the test part if it was trained on it, otherwise all of it.
+
+    Raises:
+        DataError: there is nothing to score.
+    """
+    card = Card.of(predictor)
+    if card is not None and card.data.sha256 == facts.sha256:
+        parts = prepare(table, predictor.experiment, predictor.scaler)
+        found = HeldOut(table, parts.series, parts.split.test, parts.test, "the test part of the training table")
+    else:
+        found = _everything(predictor, table)
+    if not found.windows:
+        horizon = predictor.clock.format_duration(predictor.scaler.horizon)
+        raise DataError(f"nothing to score in {found.part}: no row follows another within the horizon {horizon}")
+    return found
+
+
+def _everything(predictor: Predictor, table: Table) -> HeldOut:
+    series = predictor.scaler.apply(table, predictor.experiment.seed)
+    infinity = torch.full((len(series),), torch.inf, dtype=torch.float64)
+    region = Region(-infinity, infinity)
+    origins = eligible_origins(series, region)
+    windows = fixed_windows(origins, predictor.experiment.windows) if len(origins) else []
+    part = f"all {table.n_series} series of a table other than the training table"
+    return HeldOut(table, series, region, windows, part)
+
+
+def _rows(table: Table, series: np.ndarray, first: np.ndarray, end: np.ndarray) -> Table:
+    """Rows `first[i]` to `end[i] - 1` of each of the given series."""
+    lengths = (end - first)[series]
+    offsets = np.append(0, lengths.cumsum())
+    rows = np.arange(offsets[-1]) + np.repeat(first[series] - offsets[:-1], lengths)
+    return replace(table, ids=table.ids[series], offsets=offsets, times=table.times[rows], values=table.values[rows])

@@ -1,0 +1,71 @@
+"""Command-line options that several commands share."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from typer import Argument, Option
+
+Model = Annotated[str, Argument(metavar="MODEL", help="A model: a directory, runs:/ID or models:/NAME@ALIAS.")]
+TablePath = Annotated[Path, Argument(metavar="TABLE", help="A table: .csv, .csv.gz or .parquet.")]
+Config = Annotated[Path | None, Option(metavar="C", help="Configuration in YAML; configs/ has examples.")]
+Horizon = Annotated[str | None, Option(metavar="H", help="How far ahead: 30d, 12h, or a plain number like the times.")]
+Set = Annotated[list[str] | None, Option("--set", metavar="a.b=c", help="Override one setting; may be repeated.")]
+Quiet = Annotated[bool, Option("--quiet", help="No progress on stderr.")]
+Json = Annotated[bool, Option("--json", help="JSON on stdout.")]
+IdCol = Annotated[str | None, Option(help="Column with the series' id [unique_id].")]
+TimeCol = Annotated[str | None, Option(help="Column with the time [ds].")]
+
+
+class Duplicates(StrEnum):
+    """What becomes of rows that repeat an id and a time."""
+
+    error = "error"
+    mean = "mean"
+    first = "first"
+    last = "last"
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were typed."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def with_columns(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say what a table's columns mean; the command gets those typed as the mapping `columns`."""
+    own = inspect.signature(command, eval_str=True)
+    more = inspect.signature(_columns, eval_str=True).parameters
+    kept = [parameter for name, parameter in own.parameters.items() if name != "columns"]
+
+    @functools.wraps(command)
+    def wrapper(**arguments: Any) -> None:
+        command(columns=_columns(**{name: arguments.pop(name) for name in more}), **arguments)
+
+    hints = get_type_hints(command, include_extras=True) | get_type_hints(_columns, include_extras=True)
+    wrapper.__signature__ = own.replace(parameters=[*kept, *more.values()])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {name: hint for name, hint in hints.items() if name != "columns"}
+    return wrapper
+
+
+def _columns(
+    *,
+    id_col: IdCol = None,
+    time_col: TimeCol = None,
+    channels: Annotated[str | None, Option(metavar="a,b,c", help="The channels [every other numeric column].")] = None,
+    channel_col: Annotated[str | None, Option(help="Tidy table: column that names the channel.")] = None,
+    value_col: Annotated[str | None, Option(help="Tidy table: column with the value.")] = None,
+    duplicates: Annotated[Duplicates | None, Option(help="Rows that repeat an id and a time [error].")] = None,
+    timezone: Annotated[str | None, Option(help="Zone of times written without one, such as Europe/Paris.")] = None,
+    dayfirst: Annotated[bool | None, Option("--dayfirst", help="01/02/2024 is 1 February.")] = None,
+) -> dict[str, Any]:
+    names = [name.strip() for name in channels.split(",")] if channels is not None else None
+    policy = duplicates and duplicates.value
+    return given(
+        id_col=id_col, time_col=time_col, channels=names, channel_col=channel_col, value_col=value_col,
+        duplicates=policy, timezone=timezone, dayfirst=dayfirst,
+    )  # fmt: skip

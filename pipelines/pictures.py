@@ -1,0 +1,132 @@
+"""From scores and forecasts to the figures of `tsde.plot`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from pipelines.heldout import HeldOut
+from pipelines.scores import LEVEL, Scoreboard
+from tsde import plot
+from tsde.errors import DataError
+from tsde.predictor import Predictor
+from tsde.table import Queries, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BANDS = (50.0, 80.0)
+_PANELS = 6
+_STEPS = 24  # times at which a fan is drawn over the horizon
+
+
+def of_scores(board: Scoreboard) -> dict[str, Figure]:
+    """The reliability diagram and the coverage by lead time, by file name."""
+    before, after = board.model.before, board.model.after
+    reliability = plot.reliability_diagram(
+        np.array(after.levels), np.array(before.frequency), np.array(after.frequency), None
+    )
+    leads = [part.lead or (0.0, 0.0) for part in after.by_lead]
+    shares = [np.array([part.scores.coverage[LEVEL] for part in scores.by_lead]) for scores in (before, after)]
+    coverage = plot.coverage_by_lead(
+        np.array(leads).mean(1) * board.horizon, shares[0][:, 0], shares[1][:, 0], shares[1][:, 1], LEVEL,
+        board.unit or "the table's unit of time",
+    )  # fmt: skip
+    return {"reliability.png": reliability, "coverage.png": coverage}
+
+
+def of_training(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Validation CRPS of every member against its steps."""
+    steps = np.array(sorted({row["step"] for row in history}))
+    curves = {}
+    for member in sorted({row["member"] for row in history}):
+        known = {row["step"]: row["validation_crps"] for row in history if row["member"] == member}
+        curves[f"validation CRPS, member {member + 1:.0f}"] = np.array([known.get(step, np.nan) for step in steps])
+    return plot.training_curve(steps, curves)
+
+
+def of_held_out(predictor: Predictor, held_out: HeldOut) -> Figure | None:
+    """Forecasts of the held-out series with the longest records beside what came; None if no series can be cut."""
+    past, future = longest(*held_out.cut())
+    if not past.n_series:
+        return None
+    horizon = predictor.clock.format_duration(predictor.scaler.horizon)
+    step = predictor.clock.format_duration(predictor.scaler.horizon / _STEPS)
+    queries = predictor.queries(past, horizon, step)
+    return fan(predictor, predictor.forecast(past, queries=queries, levels=BANDS), queries, BANDS, past, future)
+
+
+def longest(past: Table, future: Table) -> tuple[Table, Table]:
+    """The series with most rows to come, as many as a fan chart shows."""
+    chosen = np.argsort(-np.diff(future.offsets), kind="stable")[:_PANELS]
+    return past.select(chosen), future.select(chosen)
+
+
+def fan(
+    predictor: Predictor,
+    frame: pd.DataFrame,
+    queries: Queries,
+    levels: Sequence[float],
+    past: Table,
+    future: Table | None = None,
+) -> Figure:
+    """The first series of a forecast with a history, up to six panels; few series show more than their first channel.
+
+    Args:
+        frame: the answer to `queries`, with intervals at `levels`.
+        future: what came after the forecast's origin, where it is known.
+    """
+    names = [name for name in pd.unique(queries.ids) if name in set(past.ids)][:_PANELS]
+    if not names:
+        raise DataError("there is nothing to draw: none of the series asked for has a history")
+    channels = range(min(len(predictor.channels), max(1, _PANELS // len(names))))
+    panels = [_panel(predictor, frame, queries, levels, past, future, name, c) for name in names for c in channels]
+    return plot.fan_chart(panels)
+
+
+def _panel(
+    predictor: Predictor,
+    frame: pd.DataFrame,
+    queries: Queries,
+    levels: Sequence[float],
+    past: Table,
+    future: Table | None,
+    name: str,
+    channel: int,
+) -> plot.FanPanel:
+    asked = np.flatnonzero(queries.ids == name)
+    asked = asked[np.argsort(queries.times[asked], kind="stable")]
+    rows = frame.iloc[asked * len(predictor.channels) + channel]
+
+    def column(text: str) -> np.ndarray:
+        return rows[text].to_numpy(float)
+
+    history, came = _observed(past, name, channel), _observed(future, name, channel) if future else (None, None)
+    return plot.FanPanel(
+        title=f"{name}, {predictor.channels[channel]}",
+        history_times=history[0],
+        history_values=history[1],
+        future_times=came[0],
+        future_values=came[1],
+        times=queries.times[asked],
+        mean=column("tsde"),
+        median=column("tsde-median"),
+        bands={round(level): (column(f"tsde-lo-{level:g}"), column(f"tsde-hi-{level:g}")) for level in levels},
+        origin=float(past.times[past.offsets[_place(past, name) + 1] - 1]),
+        time_label=predictor.experiment.data.time_col,
+        datetime=predictor.clock.kind == "datetime",
+    )
+
+
+def _observed(table: Table, name: str, channel: int) -> tuple[np.ndarray, np.ndarray]:
+    place = _place(table, name)
+    rows = slice(table.offsets[place], table.offsets[place + 1])
+    seen = ~np.isnan(table.values[rows, channel])
+    return table.times[rows][seen], table.values[rows, channel][seen]
+
+
+def _place(table: Table, name: str) -> int:
+    return int(np.flatnonzero(table.ids == name)[0])

@@ -1,0 +1,110 @@
+"""Train, score and save a model.
+
+While it trains, a working directory beside the model (`<out>.run`) holds what it takes to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from pipelines.card import Card
+from pipelines.data import EXPERIMENT_FILE, Data, load
+from pipelines.heldout import HeldOut, of_training
+from pipelines.progress import training_progress
+from pipelines.scores import score
+from tsde.errors import CannotWriteError, DataError, DivergedError, MissingInputError, UsageError
+from tsde.files import write_file
+from tsde.fitting import fit_predictor
+from tsde.predictor import Predictor
+
+_RUN_FILE = "run.json"
+
+
+class _Run(BaseModel, frozen=True):
+    """What a working directory is for: where the model goes, and which data it learns from."""
+
+    data: Path
+    sha256: str
+    out: Path
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A saved predictor, its card, what it was scored on and how training went."""
+
+    predictor: Predictor
+    card: Card
+    held_out: HeldOut
+    history: Sequence[dict[str, float]]
+    out: Path
+
+
+def start(data: Data, out: Path) -> Path:
+    """A fresh working directory for a run whose model goes to `out`.
+
+    Raises:
+        UsageError, CannotWriteError: `out` cannot become a model, which is better known before training.
+    """
+    if out.absolute() == data.path.absolute():
+        raise UsageError(f"--out {out} is the data; give the model another name")
+    if out.exists() and not (out / "manifest.json").is_file() and (out.is_file() or any(out.iterdir())):
+        raise CannotWriteError(f"{out} exists and was not written by tsde; give --out another name or remove it first")
+    folder = out.with_name(f"{out.name}.run")
+    if folder.exists():
+        if not (folder / _RUN_FILE).is_file():
+            raise CannotWriteError(f"{folder} is needed for checkpoints but holds something else; remove it")
+        print(f"starting afresh: the interrupted run in {folder} is discarded", file=sys.stderr)
+        shutil.rmtree(folder)
+    about = _Run(data=data.path.absolute(), sha256=data.facts.sha256, out=out.absolute())
+    write_file(folder / EXPERIMENT_FILE, data.experiment.to_yaml().encode())
+    write_file(folder / _RUN_FILE, about.model_dump_json(indent=1).encode())
+    return folder
+
+
+def reopen(folder: Path, data: Path | None = None) -> tuple[Data, Path]:
+    """The data and the `out` of an interrupted run, with the experiment it was started with.
+
+    Raises:
+        MissingInputError: there is no such run.
+        DataError: the data is not what the run started on.
+    """
+    try:
+        about = _Run.model_validate_json((folder / _RUN_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise MissingInputError(f"{folder} is no interrupted run of `tsde train`: it has no {_RUN_FILE}") from error
+    found = load(data or about.data, folder / EXPERIMENT_FILE)
+    if found.facts.sha256 != about.sha256:
+        raise DataError(f"{found.path} has changed since the run {folder} started: start a new run on it")
+    return found, about.out
+
+
+def run(data: Data, out: Path, folder: Path, quiet: bool = False) -> Trained:
+    """Train on `data` in the working directory `folder`, from where it stands, and save the model as `out`.
+
+    Raises:
+        DataError: too little data. DivergedError: training produced a value that is not finite.
+    """
+    started = time.monotonic()
+    try:
+        with training_progress(data.experiment.train.members, quiet) as report:
+            fitted = fit_predictor(data.table, data.experiment, report, folder / "checkpoints")
+    except KeyboardInterrupt:
+        print(f"what was learnt so far is in {folder}; go on with: tsde train --resume {folder}", file=sys.stderr)
+        raise
+    except (DataError, DivergedError):
+        shutil.rmtree(folder)  # going on would end the same way
+        raise
+    held_out, predictor = of_training(data.table, fitted), fitted.predictor
+    board = score(predictor, held_out.windows, held_out.part) if held_out.windows else None
+    card = Card.new(data.facts, board, data.experiment.seed, time.monotonic() - started)
+    predictor.card = card.model_dump(mode="json")
+    predictor.save(out)
+    shutil.rmtree(folder)
+    return Trained(predictor, card, held_out, fitted.history, out)

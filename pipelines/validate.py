@@ -1,0 +1,38 @@
+"""Whether a table can be used, as coded findings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tsde.config import load_experiment
+from tsde.table import Finding, check_table
+
+
+def run(table: Path, config: Path | None, columns: Mapping[str, Any]) -> list[Finding]:
+    """Everything there is to say about a table under the columns of a configuration and the options."""
+    anything = None if config else "1"  # an experiment needs a horizon; a table's soundness does not depend on it
+    return check_table(table, load_experiment(config, horizon=anything, data=columns).data)
+
+
+def sound(findings: list[Finding]) -> bool:
+    """Whether the table can be read."""
+    return all(finding.severity != "error" for finding in findings)
+
+
+def as_text(table: Path, findings: list[Finding]) -> str:
+    """A line per finding, errors first, and a verdict."""
+    ordered = sorted(findings, key=lambda finding: finding.severity)
+    lines = [f"{finding.severity:<7}  {finding.code:<22}  {finding.message}" for finding in ordered]
+    errors = sum(finding.severity == "error" for finding in findings)
+    verdict = f"{table}: {errors} error{'s' * (errors != 1)}, {len(findings) - errors} warnings"
+    return "\n".join([*lines, verdict])
+
+
+def as_json(table: Path, findings: list[Finding]) -> str:
+    """The same for programs."""
+    document = {"table": str(table), "ok": sound(findings), "findings": [asdict(finding) for finding in findings]}
+    return json.dumps(document, indent=1, ensure_ascii=False)

@@ -1,0 +1,236 @@
+"""Directories written whole or not at all, and refused when torn, altered, foreign or from a newer program."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tsde import artifact
+from tsde.artifact import read_files, write_files
+from tsde.errors import ArtifactError, CannotWriteError, MissingInputError
+from tsde.files import write_file
+
+FILES = {"about.json": b'{"a": 1}', "baseline/notes.txt": b"\x00binary\xff"}
+TENSORS = {
+    "weights.safetensors": {
+        "matrix": torch.arange(6.0).reshape(2, 3).T,  # not contiguous
+        "half": torch.tensor([1.5, -2.0], dtype=torch.float64),
+        "index": torch.tensor([2**40]),
+        "mask": torch.tensor([True, False]),
+        "empty": torch.zeros(0),
+        "scalar": torch.tensor(float("nan")),
+    },
+    "baseline/weights.safetensors": {"tied": torch.ones(3), "also": torch.ones(3)},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_files(tmp_path / "model", FILES, TENSORS)
+    return tmp_path / "model"
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Everything under a folder, hidden files included."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_round_trip(folder: Path) -> None:
+    files, tensors = read_files(folder)
+    assert files == FILES
+    assert {name: set(group) for name, group in tensors.items()} == {k: set(v) for k, v in TENSORS.items()}
+    for name, group in TENSORS.items():
+        for key, value in group.items():
+            back = tensors[name][key]
+            assert back.dtype == value.dtype and torch.equal(back.nan_to_num(9.0), value.nan_to_num(9.0))
+    assert set(os.listdir(folder.parent)) == {"model"}
+
+
+def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
+    shared = torch.arange(8.0)
+    write_files(tmp_path / "m", {}, {"w.safetensors": {"whole": shared, "part": shared[2:4], "again": shared}})
+    group = read_files(tmp_path / "m")[1]["w.safetensors"]
+    assert torch.equal(group["whole"], shared) and torch.equal(group["part"], shared[2:4])
+
+
+def test_equal_contents_are_equal_bytes(tmp_path: Path, folder: Path) -> None:
+    write_files(tmp_path / "other", FILES, TENSORS)
+    assert tree(tmp_path / "other") == tree(folder)
+
+
+def test_others_may_read_it(folder: Path) -> None:
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("name", ["about.json", "weights.safetensors", "baseline/weights.safetensors"])
+def test_one_altered_byte_is_noticed(folder: Path, name: str) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(ArtifactError, match="SHA-256"):
+        read_files(folder)
+
+
+def test_a_torn_file_is_noticed(folder: Path) -> None:
+    data = (folder / "weights.safetensors").read_bytes()
+    (folder / "weights.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors"):
+        read_files(folder)
+
+
+@pytest.mark.parametrize("name", ["about.json", "baseline/weights.safetensors"])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ArtifactError, match=name):
+        read_files(folder)
+
+
+def test_a_missing_directory(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match="nowhere"):
+        read_files(tmp_path / "nowhere")
+
+
+def test_a_directory_without_a_manifest(tmp_path: Path) -> None:
+    (tmp_path / "about.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="manifest"):
+        read_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "not json", "[]", "{}", '{"schema": 1}', '{"schema": "x", "files": {}}', '{"schema": 1, "files": 3}']
+)
+def test_an_unreadable_manifest(folder: Path, text: str) -> None:
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(ArtifactError, match="manifest"):
+        read_files(folder)
+
+
+def edit_manifest(folder: Path, **changes: object) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+
+
+def test_a_newer_schema_is_refused(folder: Path) -> None:
+    edit_manifest(folder, schema=artifact.SCHEMA_VERSION + 1)
+    with pytest.raises(ArtifactError, match=r"schema 2.*upgrade"):
+        read_files(folder)
+
+
+def test_names_outside_the_directory_are_refused(folder: Path) -> None:
+    secret = folder.parent / "secret.txt"
+    secret.write_bytes(b"secret")
+    link = folder / "link.txt"
+    link.symlink_to(secret)
+    digest = hashlib.sha256(b"secret").hexdigest()
+    for name in ("../secret.txt", "baseline/../../secret.txt", str(secret), "link.txt"):
+        edit_manifest(folder, files={name: digest})
+        with pytest.raises(ArtifactError, match="outside"):
+            read_files(folder)
+
+
+def test_an_old_version_is_replaced_whole(folder: Path) -> None:
+    write_files(folder, {"new.txt": b"new"}, {})
+    assert set(tree(folder)) == {"new.txt", "manifest.json"}
+    assert read_files(folder) == ({"new.txt": b"new"}, {})
+    assert os.listdir(folder.parent) == ["model"]
+
+
+def test_an_empty_directory_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    write_files(tmp_path / "model", FILES, {})
+    assert read_files(tmp_path / "model")[0] == FILES
+
+
+def test_parents_are_made(tmp_path: Path) -> None:
+    write_files(tmp_path / "a" / "b" / "model", FILES, {})
+    assert read_files(tmp_path / "a" / "b" / "model")[0] == FILES
+
+
+def test_a_foreign_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.jpg").write_bytes(b"dear")
+    with pytest.raises(CannotWriteError, match="photos"):
+        write_files(tmp_path / "photos", FILES, {})
+    assert tree(tmp_path / "photos") == {"holiday.jpg": b"dear"}
+
+
+@pytest.mark.parametrize("text", ['{"name": "My web app", "icons": []}', "[1, 2]", "not json"])
+def test_a_foreign_directory_with_a_manifest_of_its_own_is_refused(tmp_path: Path, text: str) -> None:
+    """`manifest.json` is a common name: browser extensions, web applications and dbt have one."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text(text)
+    (tmp_path / "app" / "work.py").write_bytes(b"dear")
+    with pytest.raises(CannotWriteError, match="app"):
+        write_files(tmp_path / "app", FILES, {})
+    assert set(tree(tmp_path / "app")) == {"manifest.json", "work.py"}
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(b"dear")
+    with pytest.raises(CannotWriteError):
+        write_files(tmp_path / "model", FILES, {})
+    with pytest.raises(CannotWriteError):
+        write_files(tmp_path / "model" / "inside", FILES, {})
+    assert tree(tmp_path) == {"model": b"dear"}
+
+
+def test_a_failed_write_leaves_the_old_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tree(folder)
+
+    def full_disk(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(artifact.os, "fsync", full_disk)
+    with pytest.raises(CannotWriteError, match="No space left"):
+        write_files(folder, {"new.txt": b"new"}, {})
+    assert tree(folder.parent) == {f"model/{name}": data for name, data in before.items()}
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_failed_rename_leaves_the_old_version(folder: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    before, rename, calls = tree(folder), os.rename, []
+
+    def fragile(source: str | Path, target: str | Path) -> None:
+        calls.append(source)
+        if len(calls) == failing:
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(artifact.os, "rename", fragile)
+    monkeypatch.setattr(artifact.os, "replace", fragile)
+    with pytest.raises(CannotWriteError, match="Input/output error"):
+        write_files(folder, {"new.txt": b"new"}, {})
+    assert tree(folder) == before
+    assert os.listdir(folder.parent) == ["model"]
+
+
+def test_a_failed_first_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(artifact.os, "fsync", full_disk)
+    with pytest.raises(CannotWriteError):
+        write_files(tmp_path / "model", FILES, TENSORS)
+    with pytest.raises(CannotWriteError, match=r"report\.html"):
+        write_file(tmp_path / "report.html", b"x")
+    assert os.listdir(tmp_path) == []
+
+
+def test_one_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "report.html"
+    write_file(path, b"old")
+    write_file(path, b"new")
+    assert path.read_bytes() == b"new" and os.listdir(path.parent) == ["report.html"]
+
+    def broken(source: Path, target: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(artifact.os, "replace", broken)
+    with pytest.raises(CannotWriteError, match="Input/output error"):
+        write_file(path, b"newer")
+    assert path.read_bytes() == b"new" and os.listdir(path.parent) == ["report.html"]

@@ -1,0 +1,307 @@
+"""The whole job through the command line on a small table, and what it says and returns when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner, Result
+
+import pipelines.demo
+import pipelines.train
+from pipelines.cli import app
+from pipelines.exits import CODES
+from tsde import errors
+from tsde.config import load_experiment
+from tsde.synthetic import spirals
+from tsde.training import Progress
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = [
+    *("--set", "train.steps=20", "--set", "train.validate_every=10", "--set", "train.members=1"),
+    *("--set", "model.modes=4", "--set", "model.width=8", "--set", "model.horizon_modes=4", "--set", "model.steps=3"),
+]
+
+
+def tsde(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments: object) -> Result:
+    result = tsde(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run of the whole job left behind."""
+
+    table: Path
+    dataset: Path
+    model: Path
+    forecasts: Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """validate, ingest, train and forecast."""
+    folder = tmp_path_factory.mktemp("job")
+    table, dataset, model, out = (folder / name for name in ("table.csv", "dataset", "model", "f.csv"))
+    spirals(60, 12, seed=3, missing=0.2).rename(columns={"ds": "when"}).to_csv(table, index=False)
+    succeed("validate", table, "--time-col", "when")
+    succeed("ingest", table, "--time-col", "when", "--horizon", 1, "--out", dataset)
+    trained = succeed("train", "--data", dataset, "--out", model, "--no-track", *SMALL)
+    succeed("forecast", model, table, "--horizon", 1, "--step", 0.25, "--level", 80, "--level", 50, "--out", out)
+    return Job(table, dataset, model, out, trained.stdout)
+
+
+def test_training_prints_the_model_beside_the_baselines(job: Job) -> None:
+    for word in ("filter", "last", "mean", "ridge", "CRPS", "80 % coverage", "By lead time", str(job.model)):
+        assert word in job.printed
+    assert not job.model.with_name("model.run").exists()
+
+
+def test_the_card_says_where_the_model_comes_from(job: Job) -> None:
+    card = json.loads((job.model / "card.json").read_text())
+    about = json.loads((job.dataset / "dataset.json").read_text())
+    assert card["data"] == about["data"]
+    assert card["data"]["series"] == 60 and card["data"]["rows"] == 720
+    assert {"tsde", "torch", "python"} <= set(card["versions"])
+    assert set(card["scores"]["baselines"]) == {"last", "mean", "ridge"}
+    assert len(about["split"]["test"]) == 6
+
+
+def test_a_forecast_has_the_columns_of_the_contract_and_every_series(job: Job) -> None:
+    frame = pd.read_csv(job.forecasts)
+    intervals = ["tsde-lo-80", "tsde-hi-80", "tsde-lo-50", "tsde-hi-50"]
+    assert list(frame.columns) == ["unique_id", "when", "channel", "tsde", "tsde-median", *intervals, "status"]
+    assert len(frame) == 60 * 4 * 2
+    assert set(frame["unique_id"]) == set(pd.read_csv(job.table)["unique_id"])
+    assert set(frame["status"]) == {"ok"}
+    assert frame.notna().all(axis=None)
+    ordered = frame[["tsde-lo-80", "tsde-lo-50", "tsde-median", "tsde-hi-50", "tsde-hi-80"]].to_numpy()
+    assert (ordered[:, 1:] >= ordered[:, :-1]).all()
+
+
+def test_arbitrary_times_are_answered_in_their_order(job: Job, tmp_path: Path) -> None:
+    times, out = tmp_path / "times.csv", tmp_path / "f.parquet"
+    times.write_text("unique_id,when\nspiral-0003,2.50\nunheard-of,1\nspiral-0000,1e2\nspiral-0003,0.001\n")
+    said = succeed("forecast", job.model, job.table, "--times", times, "--out", out).stderr
+    frame = pd.read_parquet(out).iloc[::2]
+    assert frame["unique_id"].tolist() == ["spiral-0003", "unheard-of", "spiral-0000", "spiral-0003"]
+    assert frame["when"].tolist() == ["2.50", "1", "1e2", "0.001"]
+    assert frame["status"].tolist()[1:] == ["no_history", "beyond_horizon", "no_history"]
+    assert "3 series, 8 rows" in said
+
+
+def test_a_forecast_does_not_depend_on_the_order_of_rows_or_the_format(job: Job, tmp_path: Path) -> None:
+    shuffled, out = tmp_path / "shuffled.parquet", tmp_path / "f.csv.gz"
+    pd.read_csv(job.table).sample(frac=1, random_state=0).to_parquet(shuffled)
+    succeed("forecast", job.model, shuffled, "--horizon", 1, "--step", 0.25, "--level", 80, "--level", 50, "--out", out)
+    pd.testing.assert_frame_equal(pd.read_csv(out), pd.read_csv(job.forecasts), check_exact=True)
+
+
+def test_a_forecast_goes_to_stdout_alone(job: Job) -> None:
+    result = succeed("forecast", job.model, job.table, "--horizon", 1, "--quiet")
+    assert result.stdout.startswith("unique_id,when,channel,tsde,") and result.stdout.count("\n") == 121
+    assert "left out" not in result.stdout
+
+
+def test_samples_are_written_beside_the_forecast(job: Job, tmp_path: Path) -> None:
+    out = tmp_path / "samples.csv"
+    succeed(
+        "forecast", job.model, job.table, "--horizon", 1, "--out", tmp_path / "f.csv",
+        "--samples", 40, "--samples-out", out, "--plot", tmp_path / "fan.png",
+    )  # fmt: skip
+    samples, frame = pd.read_csv(out), pd.read_csv(tmp_path / "f.csv")
+    assert len(samples) == 40 * len(frame)
+    inside = samples.merge(frame, on=["unique_id", "when", "channel"])
+    covered = inside["value"].between(inside["tsde-lo-80"], inside["tsde-hi-80"]).mean()
+    assert 0.75 < covered < 0.85
+    assert (tmp_path / "fan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluation_finds_the_test_part_of_the_training_table(job: Job, tmp_path: Path) -> None:
+    kept = json.loads(succeed("evaluate", job.model, "--json").stdout)
+    again = json.loads(succeed("evaluate", job.model, "--data", job.table, "--json", "--plots", tmp_path / "p").stdout)
+    assert again == kept
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["coverage.png", "forecasts.png", "reliability.png"]
+
+
+def test_evaluation_takes_all_of_another_table(job: Job, tmp_path: Path) -> None:
+    other = tmp_path / "other.csv"
+    spirals(20, 12, seed=4).rename(columns={"ds": "time"}).to_csv(other, index=False)
+    result = succeed("evaluate", job.model, "--data", other, "--time-col", "time")
+    assert "all 20 series of a table other than the training table" in result.stdout
+    assert "By channel" in result.stdout
+
+
+def test_validate_speaks_json(job: Job) -> None:
+    found = json.loads(succeed("validate", job.table, "--time-col", "when", "--json").stdout)
+    assert found["ok"] and found["table"] == str(job.table)
+
+
+def test_a_family_replaces_the_model_section(job: Job, tmp_path: Path) -> None:
+    succeed(
+        "train", "--data", job.dataset, "--family", "ridge", "--config", job.model / "experiment.yaml",
+        "--out", tmp_path / "m", "--no-track", "--quiet",
+    )  # fmt: skip
+    assert load_experiment(tmp_path / "m" / "experiment.yaml").model.family == "ridge"
+
+
+@contextmanager
+def interrupted(members: int, quiet: bool) -> Iterator[Callable[[Progress], None]]:
+    def report(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    yield report
+
+
+def test_an_interrupted_run_is_resumed_to_the_same_model(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, out = tmp_path / "table.csv", tmp_path / "m"
+    table.write_bytes(job.table.read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr(pipelines.train, "training_progress", interrupted)
+        options = ["--data", table, "--time-col", "when", "--horizon", 1, "--out", out, "--no-track", *SMALL]
+        result = tsde("train", *options)
+    assert result.exit_code == 130 and "--resume" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.run", "table.csv"]
+    table.write_bytes(job.table.read_bytes() + b"new,1,1,1\n")
+    refuse(65, "train", "--resume", f"{out}.run")
+    table.write_bytes(job.table.read_bytes())
+    succeed("train", "--resume", f"{out}.run", "--no-track", "--quiet")
+    assert (out / "weights.safetensors").read_bytes() == (job.model / "weights.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "table.csv"]
+
+
+def refuse(code: int, *arguments: object) -> str:
+    """The one message on stderr of a command that fails with this code."""
+    result = tsde(*arguments)
+    assert result.exit_code == code, f"{result.exit_code}: {result.output}"
+    assert result.stdout == "" and "Traceback" not in result.stderr
+    assert result.stderr.count("error: ") == 1 and result.stderr.startswith("error: "), result.stderr
+    return result.stderr
+
+
+HEADER = "unique_id,ds,y\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        (HEADER, "no rows"),
+        (f"{HEADER}a,1,2\na,2,many\na,3,1\n", "line 3.*'y'.*'many'"),
+        (f"{HEADER}a,1,2\na,1,3\n", "series 'a' at 1 .*--duplicates"),
+        ("id,ds,y\na,1,2\n", "no column 'unique_id'.*--id-col"),
+        (f"{HEADER}a,1,2\nb,1,3\n", "within the horizon"),
+    ],
+    ids=["empty", "header", "text", "duplicate", "column", "single rows"],
+)
+def test_a_bad_table_is_refused(text: str, message: str, job: Job, tmp_path: Path) -> None:
+    table = tmp_path / "bad.csv"
+    table.write_text(text)
+    said = refuse(65, "train", "--data", table, "--horizon", 1, "--out", tmp_path / "m", "--no-track", "--quiet")
+    assert re.search(message, said), said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.csv"]
+    if "horizon" not in message:
+        assert tsde("validate", table).exit_code == 65
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "message"),
+    [
+        (2, "train --data {table} --time-col when --horizon 0", "above zero"),
+        (2, "train --data {table} --time-col when", "--horizon 30d"),
+        (2, "train", "--data"),
+        (2, "train --data {table} --horizon 1 --family no_such", "tsde models"),
+        (2, "train --data {dataset} --out {dataset}", "is the data"),
+        (2, "forecast {model} {table} --horizon 0", "above zero"),
+        (2, "forecast {model} {table}", "neither"),
+        (2, "forecast {model} {table} --horizon 1 --times {table}", "both"),
+        (2, "forecast {model} {table} --horizon 1 --level 100", "level"),
+        (2, "forecast {model} {table} --horizon 1 --out {folder}/f.xlsx", ".parquet"),
+        (2, "forecast {model} {table} --horizon 30d", "unit"),
+        (65, "forecast {folder} {table} --horizon 1", "manifest"),
+        (65, "forecast {dataset} {table} --horizon 1", "predictor"),
+        (65, "evaluate {folder}", "manifest"),
+        (66, "forecast {folder}/none {table} --horizon 1", "does not exist"),
+        (66, "forecast {model} {folder}/none.csv --horizon 1", "no such file"),
+        (66, "forecast {model} {table} --times {folder}/none.csv", "no such file"),
+        (66, "train --data {folder}/none.csv --horizon 1", "no such file"),
+        (66, "train --data {table} --config {folder}/none.yaml", "does not exist"),
+        (66, "train --resume {folder}/none", "no interrupted run"),
+        (66, "ui --store sqlite:///{folder}/none.db", "no tracking store"),
+        (73, "forecast {model} {table} --horizon 1 --out {folder}/taken.csv", "cannot write"),
+        (73, "train --data {dataset} --out {folder}/taken.csv", "not written by tsde"),
+        (73, "ingest {table} --time-col when --horizon 1 --out {folder}/taken.csv", "not written by tsde"),
+        (78, "train --data {table} --horizon 1 --set train.stepz=3", "'train.stepz'"),
+        (78, "train --data {table} --horizon 1 --set train.steps=many", "'train.steps'.*'many'"),
+    ],
+)
+def test_every_refusal_has_its_code(code: int, arguments: str, message: str, job: Job, tmp_path: Path) -> None:
+    (tmp_path / "taken.csv").mkdir()
+    (tmp_path / "taken.csv" / "precious").touch()
+    places = {"table": job.table, "dataset": job.dataset, "model": job.model, "folder": tmp_path}
+    said = refuse(code, *arguments.format(**places).split())
+    assert re.search(message, said), said
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["precious", "taken.csv"]
+
+
+def test_every_error_has_a_code() -> None:
+    assert set(errors.TsdeError.__subclasses__()) == set(CODES) - {errors.TsdeError}
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
+    result = tsde("validate", tmp_path / "none.csv", "--debug")
+    assert result.exit_code == 66 and "Traceback" in result.stderr
+
+
+def test_help_is_quick() -> None:
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        script = "from pipelines.cli import app; app()"
+        done = subprocess.run([sys.executable, "-c", script, "--help"], cwd=ROOT, capture_output=True, text=True)
+        taken.append(time.perf_counter() - start)
+        assert done.returncode == 0 and "forecast" in done.stdout
+    assert min(taken) < 1.5  # 0.15 s on an idle core
+
+
+def test_the_families_and_the_version_are_listed() -> None:
+    assert succeed("models").stdout.count("\n") >= 6
+    assert succeed("--version").stdout.startswith("tsde ")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_loads(path: Path) -> None:
+    load_experiment(path)
+
+
+def test_the_demo_leaves_what_it_names(tmp_path: Path) -> None:
+    small = ["train.steps=10", "train.validate_every=10", "train.members=1", "windows.held_out=50"]
+    trained = pipelines.demo.run(tmp_path / "demo", quiet=True, overrides=small)
+    assert trained.card.scores is not None and trained.card.data.series == 312
+    for line in pipelines.demo.next_steps(tmp_path / "demo").splitlines():
+        if (word := line.split()[0]).startswith(str(tmp_path)):
+            assert Path(word).exists()
+    frame = pd.read_csv(tmp_path / "demo" / "forecasts.csv")
+    assert set(frame["unique_id"]) == set(pd.read_csv(tmp_path / "demo" / "context.csv")["unique_id"])
+    assert set(frame["status"]) == {"ok"} and frame["channel"].nunique() == 12
+
+
+def test_the_demo_has_one_configuration() -> None:
+    assert (ROOT / "configs" / "demo.yaml").read_bytes() == (ROOT / "pipelines" / "demo.yaml").read_bytes()

@@ -1,0 +1,278 @@
+"""From a table to a predictor: what is learnt from which rows, and that the result does not depend on how."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from tsde import members
+from tsde.config import Experiment, load_experiment
+from tsde.errors import DataError, DivergedError, TsdeError
+from tsde.evaluation import evaluate
+from tsde.fitting import Fitted, fit_predictor, prepare
+from tsde.models import BASELINES
+from tsde.predictor import Predictor
+from tsde.synthetic import ornstein_uhlenbeck
+from tsde.table import Table, read_table
+from tsde.training import Progress
+from tsde.windows import Region, Window
+
+SMALL = ["model.modes=4", "model.width=8", "model.horizon_modes=3", "model.steps=3"]
+SHORT = ["train.steps=4", "train.validate_every=2", "train.batch=4", "train.members=2", "train.workers=1"]
+
+
+def experiment(*overrides: str, by: str = "series") -> Experiment:
+    return load_experiment(None, [*SMALL, *SHORT, "windows.held_out=20", f"split.by={by}", *overrides], horizon=1.5)
+
+
+def history(count: int = 20, rows: int = 14, seed: int = 0) -> pd.DataFrame:
+    frame = ornstein_uhlenbeck(count, rows, rate=0.5, level=3.0, seed=seed, missing=0.1)
+    frame["v"] = np.random.default_rng(seed).normal(-1, 2, len(frame))
+    return frame
+
+
+TABLE = read_table(history())
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Fitted:
+    return fit_predictor(TABLE, experiment())
+
+
+def weights(predictor: Predictor) -> dict[str, Tensor]:
+    return {f"{n}/{name}": t for n, member in enumerate(predictor.members) for name, t in member.state_dict().items()}
+
+
+def same(a: Predictor, b: Predictor) -> bool:
+    one, other = weights(a), weights(b)
+    return (
+        one.keys() == other.keys()
+        and all(torch.equal(one[name], other[name]) for name in one)
+        and a.scaler == b.scaler
+        and torch.equal(a.calibrator.shift, b.calibrator.shift)
+    )
+
+
+def mine(region: Region) -> set[int]:
+    return set(torch.nonzero(region.upper > region.lower)[:, 0].tolist())
+
+
+def rows_of(region: Region) -> np.ndarray:
+    """The table's rows in a region, `(R,)` bool."""
+    owner, times = torch.from_numpy(TABLE.row_series), torch.from_numpy(TABLE.times / 1.5)
+    return ((region.lower[owner] < times) & (times <= region.upper[owner])).numpy()
+
+
+def changed(rows: np.ndarray) -> Table:
+    return replace(TABLE, values=np.where(rows[:, None], 50 - 3 * TABLE.values, TABLE.values))
+
+
+@pytest.mark.parametrize("by", ["series", "time"])
+def test_nothing_is_learnt_from_the_test_part(by: str) -> None:
+    """Not a bit of the predictor changes with the test rows; members and scaler ignore those for calibration too."""
+    asked = experiment(by=by)
+    split = prepare(TABLE, asked).split
+    reference = fit_predictor(TABLE, asked).predictor
+    assert rows_of(split.test).any() and rows_of(split.calibration).any()
+    assert same(fit_predictor(changed(rows_of(split.test)), asked).predictor, reference)
+    recalibrated = fit_predictor(changed(rows_of(split.calibration)), asked).predictor
+    assert recalibrated.scaler == reference.scaler
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights(recalibrated).values(), weights(reference).values(), strict=True)
+    )
+    assert not torch.equal(recalibrated.calibrator.shift, reference.calibrator.shift)
+    for name in BASELINES:
+        found, expected = recalibrated.baselines[name], reference.baselines[name]
+        assert all(map(torch.equal, weights(found).values(), weights(expected).values()))
+
+
+def test_training_rows_do_matter(fitted: Fitted) -> None:
+    other = fit_predictor(changed(rows_of(fitted.split.train)), experiment()).predictor
+    assert other.scaler != fitted.predictor.scaler and not same(other, fitted.predictor)
+
+
+def test_the_scaler_is_that_of_the_rows_of_training_and_validation(fitted: Fitted) -> None:
+    learnt = TABLE.values[rows_of(fitted.split.train) | rows_of(fitted.split.validation)]
+    np.testing.assert_allclose(fitted.predictor.scaler.location, np.nanmean(learnt, 0))
+    np.testing.assert_allclose(fitted.predictor.scaler.scale, np.nanstd(learnt, 0))
+
+
+def series_in(windows: list[Window]) -> set[int]:
+    return {number for window in windows for number in window.series.tolist()}
+
+
+def test_held_out_windows_come_from_their_own_part(fitted: Fitted) -> None:
+    parts = prepare(TABLE, experiment())
+    assert series_in(parts.calibration) <= mine(parts.split.calibration)
+    assert series_in(parts.test) <= mine(parts.split.test) and series_in(fitted.test) == series_in(parts.test)
+    for fold in parts.split.folds:
+        learnt = mine(fold.train) | mine(fold.validation)
+        assert not learnt & (series_in(parts.calibration) | series_in(parts.test))
+
+
+def test_a_given_scaler_is_kept(fitted: Fitted) -> None:
+    scaler = fitted.predictor.scaler.model_copy(update={"location": (1.0, 2.0), "horizon": 3.0})
+    parts = prepare(TABLE, experiment(), scaler)
+    assert parts.scaler == scaler
+    assert float(parts.series.times[-1]) == TABLE.times[-1] / 3.0
+
+
+def test_what_comes_out(fitted: Fitted) -> None:
+    predictor = fitted.predictor
+    assert len(predictor.members) == 2 and not any(member.training for member in predictor.members)
+    first, second = (member.state_dict() for member in predictor.members)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert set(predictor.baselines) == set(BASELINES)
+    for baseline in predictor.baselines.values():
+        assert baseline.scaler == predictor.scaler and len(baseline.members) == 1 and not baseline.baselines
+    assert [(row["member"], row["step"]) for row in fitted.history] == [(0, 2), (0, 4), (1, 2), (1, 4)]
+    assert evaluate(predictor, fitted.test).overall.count > 0
+
+
+def test_members_start_from_different_weights() -> None:
+    asked = experiment("train.steps=1", "train.learning_rate=1e-12", "train.validate_every=1")
+    first, second = fit_predictor(TABLE, asked).predictor.members
+    apart = [
+        not torch.allclose(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True) if a.ndim > 1
+    ]
+    assert apart and all(apart)
+
+
+def test_baselines_do_not_depend_on_the_model(fitted: Fitted) -> None:
+    other = fit_predictor(TABLE, experiment("train.members=1", "model.width=4", "train.steps=1")).predictor
+    for name in BASELINES:
+        assert same(other.baselines[name], fitted.predictor.baselines[name]) or len(fitted.split.folds) > 1
+        assert other.baselines[name].scaler == fitted.predictor.scaler
+
+
+def test_calibration_on_request() -> None:
+    off = fit_predictor(TABLE, experiment("calibration.enabled=false", "train.members=1")).predictor
+    on = fit_predictor(TABLE, experiment("train.members=1")).predictor
+    assert not off.calibrator.shift.any() and on.calibrator.shift.any()
+
+
+def test_reports_arrive_as_they_happen() -> None:
+    seen: list[Progress] = []
+    found = fit_predictor(TABLE, experiment(), report=seen.append)
+    assert [vars(progress) for progress in seen] == found.history
+
+
+@pytest.mark.parametrize(("horizon", "part"), [("1e-6", "training"), ("0.0001", "training")])
+def test_too_short_a_horizon_is_refused(horizon: str, part: str) -> None:
+    asked = load_experiment(None, [*SMALL, *SHORT], horizon=horizon)
+    with pytest.raises(DataError, match=rf"horizon.*{part} part \(20 series, 280 rows\)"):
+        fit_predictor(TABLE, asked)
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "by"), [(2, 14, "series"), (1, 14, "series"), (20, 1, "series"), (3, 2, "time")]
+)
+def test_too_little_data_is_refused(count: int, rows: int, by: str) -> None:
+    with pytest.raises(DataError, match="part"):
+        fit_predictor(read_table(history(count, rows)), experiment(by=by))
+
+
+def test_one_series_is_enough_when_split_by_time() -> None:
+    found = fit_predictor(read_table(history(1, 60)), experiment("split.by=auto", by="time"))
+    table = read_table(history(1, 60))
+    assert (found.predictor.forecast(table)["status"] == "ok").all()
+
+
+def test_a_channel_that_is_never_seen_is_forecast_all_the_same() -> None:
+    frame = history()
+    frame["v"] = np.nan
+    table = read_table(frame, expected_channels=("y", "v"))
+    found = fit_predictor(table, experiment("train.members=1")).predictor.forecast(table)
+    assert np.isfinite(found[["tsde", "tsde-lo-80", "tsde-hi-80"]].to_numpy()).all()
+
+
+# Members beside each other
+
+
+def test_two_processes_give_the_result_of_one(fitted: Fitted) -> None:
+    found = fit_predictor(TABLE, experiment("train.workers=2"))
+    assert same(found.predictor, fitted.predictor)
+    assert sorted((row["member"], row["step"]) for row in found.history) == [(0, 2), (0, 4), (1, 2), (1, 4)]
+
+
+def test_the_number_of_threads_changes_nothing() -> None:
+    """A member trained in this process has as many threads as the machine has cores, one in a process of its own."""
+    wide = load_experiment(None, [*SHORT, "train.members=1", "train.batch=32", "split.by=series"], horizon=1.5)
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(fit_predictor(TABLE, wide).predictor)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert same(*found)
+
+
+def test_divergence_in_a_process_of_its_own_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the number of the member; the other process is stopped."""
+    started: list[Any] = []
+
+    class Watched(subprocess.Popen):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(members.subprocess, "Popen", Watched)
+    asked = experiment("train.workers=2", "train.learning_rate=1e30", "train.clip=1e30", "train.warmup=0")
+    with pytest.raises(DivergedError, match=r"member \d: .*step"):
+        fit_predictor(TABLE, asked)
+    assert len(started) == 2 and all(process.poll() is not None for process in started)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(fitted: Fitted, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+
+    def report(progress: Progress) -> None:
+        seen.append(progress)
+        if len(seen) == 3:  # the first member is done, the second is half done
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_predictor(TABLE, experiment(), report=report, checkpoints=tmp_path / "run")
+    rest: list[Progress] = []
+    found = fit_predictor(TABLE, experiment(), report=rest.append, checkpoints=tmp_path / "run")
+    assert same(found.predictor, fitted.predictor)
+    assert [(progress.member, progress.step) for progress in rest] == [(1, 4)]
+
+
+CHANGES: dict[str, Callable[[], tuple[Table, Experiment]]] = {
+    "seed": lambda: (TABLE, experiment().model_copy(update={"seed": 1})),
+    "data": lambda: (read_table(history(seed=5)), experiment()),
+    "steps": lambda: (TABLE, experiment("train.steps=8")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_checkpoints_of_another_run_are_not_taken_for_this_one(change: str, tmp_path: Path) -> None:
+    """Either refused or ignored; never the old weights under the new name."""
+    fit_predictor(TABLE, experiment(), checkpoints=tmp_path / "run")
+    table, asked = CHANGES[change]()
+    try:
+        found = fit_predictor(table, asked, checkpoints=tmp_path / "run").predictor
+    except TsdeError:
+        return
+    assert same(found, fit_predictor(table, asked).predictor)
+
+
+def test_the_clock_bounds_the_whole_training() -> None:
+    found = fit_predictor(TABLE, experiment("train.steps=1000000", "train.patience=1000000", "train.max_time=1s"))
+    assert {row["member"] for row in found.history} == {0, 1}
+    last = {row["member"]: row for row in found.history}
+    assert sum(row["elapsed"] for row in last.values()) < 3
+    assert all(row["share"] == 1 and 1 < row["step"] < 1e6 for row in last.values())
