@@ -168,7 +168,7 @@ def brownian_path(
 
 
 def interpolate(states: Tensor, position: Tensor, h: float = 1.0, rotation: Rotation | None = None) -> Tensor:
-    """Between grid points `h` apart: `states (n + 1, S, B, K, D)` -> `(S, B, K, H, D)` at `position (B, K, H)`, in steps.
+    """Between grid points `h` apart: `(n + 1, S, B, K, D)` -> `(S, B, K, H, D)` at `position (B, K, H)`, in steps.
 
     Linear in the frame that turns with the linear flow, so exact for z' = lambda z:
     z(t_i + s) = (1 - s/h) e^{lambda s} z_i + s/h e^{-lambda (h - s)} z_{i+1}.

@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from tsde.series import SeriesBatch
 
@@ -94,6 +94,19 @@ class ControlPath:
     def intervals(self) -> int:
         """n, the length of the index grid; zero for a context of one row."""
         return self.linear.shape[1]
+
+    def mapped(self, matrix: Tensor) -> ControlPath:
+        """The path `M X`, `M` of shape `(Q, P)`: all increments in one product, before any solve."""
+        # narrow products round by a row's place in the batch unless the inner size is a multiple of four
+        spare = (0, -matrix.shape[1] % 4)
+        matrix = pad(matrix, spare)
+
+        def map_(x: Tensor) -> Tensor:
+            return linear(pad(x, spare), matrix)
+
+        quadratic = None if self.quadratic is None else map_(self.quadratic)
+        cubic = None if self.cubic is None else map_(self.cubic)
+        return ControlPath(map_(self.initial), map_(self.linear), quadratic, cubic, self.knot, self.elapsed)
 
     def derivative(self, interval: int, s: float) -> Tensor:
         """`dX/ds`, `(B, P)`, at fraction `s` of an interval."""

@@ -24,7 +24,7 @@ class FilterConfig(BaseModel):
 
     family: Literal["filter"] = "filter"
     modes: int = Field(64, ge=1, description="complex modes of the filter's state")
-    width: int = Field(64, ge=1, description="hidden units of update, horizon and readout")
+    width: int = Field(64, ge=4, multiple_of=4, description="hidden units of update, horizon and readout")
     horizon_modes: int = Field(32, ge=1, description="complex modes of the latent ODE over the horizon")
     steps: int = Field(12, ge=1, description="solver steps per horizon")
     dropout: float = Field(0.1, ge=0, lt=1)

@@ -32,7 +32,7 @@ class LatentODEConfig(BaseModel):
     hidden: int = Field(64, ge=2, multiple_of=2, description="size of the encoder's state, two numbers per mode")
     latent: int = Field(32, ge=1, description="size of the variational state z")
     samples: int = Field(8, ge=1, description="states drawn per forecast")
-    width: int = Field(64, ge=1, description="hidden units of horizon and readout")
+    width: int = Field(64, ge=4, multiple_of=4, description="hidden units of horizon and readout")
     horizon_modes: int = Field(32, ge=1, description="complex modes of the latent ODE")
     steps: int = Field(12, ge=1, description="solver steps per horizon")
     dropout: float = Field(0.1, ge=0, lt=1)

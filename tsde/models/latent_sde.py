@@ -40,7 +40,7 @@ class LatentSDEConfig(BaseModel):
     modes: int = Field(24, ge=1, description="complex modes of the stochastic state z")
     samples: int = Field(16, ge=2, description="paths drawn per forecast")
     train_samples: int = Field(4, ge=2, description="paths of the prior drawn per training step")
-    width: int = Field(64, ge=1, description="hidden units of drifts, diffusion and readout")
+    width: int = Field(64, ge=4, multiple_of=4, description="hidden units of drifts, diffusion and readout")
     steps: int = Field(12, ge=1, description="solver steps per horizon")
     dropout: float = Field(0.1, ge=0, lt=1)
     head: HeadName = "quantile"

@@ -29,7 +29,7 @@ class NeuralCDEConfig(BaseModel):
     solver: Solver = Solver()
     hidden: int = Field(64, ge=2, multiple_of=2, description="size of the hidden state z, two numbers per mode")
     control: int = Field(8, ge=1, description="the path is mapped linearly to this many channels")
-    width: int = Field(64, ge=1, description="hidden units of field, horizon and readout")
+    width: int = Field(64, ge=4, multiple_of=4, description="hidden units of field, horizon and readout")
     horizon_modes: int = Field(32, ge=1, description="complex modes of the latent ODE over the horizon")
     steps: int = Field(12, ge=1, description="solver steps per horizon")
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -64,14 +64,15 @@ class NeuralCDE(Forecaster):
 
     def encode(self, context: SeriesBatch) -> tuple[ControlPath, Tensor]:
         """The control path and the state at its knots, `(B, n + 1, hidden)`."""
-        path = control_path(context, self.config.path)
+        raw = control_path(context, self.config.path)
+        path = raw.mapped(self.control.weight)
         turns = self.modes().over(path.elapsed).unbind(1)
-        state = self.initial(path.initial)
+        state = self.initial(raw.initial)
         states = [state]
         for interval, turn in enumerate(turns):
 
             def field(s: float, z: Tensor, interval: int = interval) -> Tensor:
-                drive = self.control(path.derivative(interval, s))  # (B, control)
+                drive = path.derivative(interval, s)  # (B, control)
                 matrix = cheap_tanh(self.outer(silu(self.inner(z)))).unflatten(-1, (-1, drive.shape[-1]))
                 return (matrix * drive[:, None]).sum(-1)  # a batched product may round by place in the batch
 
