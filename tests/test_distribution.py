@@ -103,6 +103,14 @@ def test_quantiles_interpolate_between_levels() -> None:
     np.testing.assert_allclose(law.at(inner).numpy(), expected, rtol=1e-9)
 
 
+def test_each_entry_may_have_levels_of_its_own() -> None:
+    law = random_quantiles(3, 2)
+    levels = torch.rand(3, 2, 7, generator=generator(), dtype=torch.float64)
+    found = law.at(levels)
+    for i, j in [(0, 0), (2, 1)]:
+        torch.testing.assert_close(found[i, j], law.at(levels[i, j])[i, j])
+
+
 def test_tails_are_exponential_and_join_smoothly() -> None:
     """Halving the tail probability moves the quantile by the same amount each time; the slope has no kink."""
     law = random_quantiles(3)

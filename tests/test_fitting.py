@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -263,11 +264,31 @@ def test_checkpoints_of_another_run_are_not_taken_for_this_one(change: str, tmp_
     """Either refused or ignored; never the old weights under the new name."""
     fit_predictor(TABLE, experiment(), checkpoints=tmp_path / "run")
     table, asked = CHANGES[change]()
-    try:
-        found = fit_predictor(table, asked, checkpoints=tmp_path / "run").predictor
-    except TsdeError:
-        return
-    assert same(found, fit_predictor(table, asked).predictor)
+    for _ in range(2):  # who is refused may try again
+        with suppress(TsdeError):
+            found = fit_predictor(table, asked, checkpoints=tmp_path / "run").predictor
+            assert same(found, fit_predictor(table, asked).predictor)
+
+
+def test_a_refused_run_leaves_the_checkpoints_of_the_other(tmp_path: Path) -> None:
+    first = fit_predictor(TABLE, experiment(), checkpoints=tmp_path / "run")
+    with suppress(TsdeError):
+        fit_predictor(TABLE, experiment("train.steps=8"), checkpoints=tmp_path / "run")
+    again = fit_predictor(TABLE, experiment(), checkpoints=tmp_path / "run", report=must_not_report)
+    assert same(again.predictor, first.predictor) and again.history == first.history
+
+
+def must_not_report(progress: Progress) -> None:
+    raise AssertionError(f"member {progress.member} was trained again")
+
+
+def test_a_run_may_go_on_with_another_number_of_workers(tmp_path: Path) -> None:
+    """How many processes there are decides no result, so it makes no other run."""
+    first, again = (
+        fit_predictor(TABLE, experiment("train.members=1", f"train.workers={workers}"), checkpoints=tmp_path / "run")
+        for workers in (1, 2)
+    )
+    assert same(again.predictor, first.predictor) and again.history == first.history
 
 
 def test_the_clock_bounds_the_whole_training() -> None:

@@ -155,6 +155,11 @@ def test_count_until_against_a_direct_loop(asked: str, exact: bool) -> None:
             for _, rows in rows_of(series)
         ]
         assert series.count_until(owner, times).tolist() == np.concatenate(direct).tolist()
+        strict = [
+            rows.start + np.searchsorted(series.times[rows.start : rows.stop], times[rows.start : rows.stop], "left")
+            for _, rows in rows_of(series)
+        ]
+        assert series.count_until(owner, times, strict=True).tolist() == np.concatenate(strict).tolist()
 
 
 # Splits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,7 +12,7 @@ from torch.distributions import Distribution
 from tsde.flow import to_real
 from tsde.heads import HeadName
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import FASTEST, Horizon, Modes, Readout, at_origins, clipped, mean_loss
+from tsde.models.parts import FASTEST, Horizon, Modes, Readout, at_origins, clipped, limit_frequencies, mean_loss
 from tsde.scan import innovation_scan
 from tsde.series import SeriesBatch
 from tsde.windows import Query, Window
@@ -52,6 +53,9 @@ class Filter(Forecaster):
         self.encoded = nn.LayerNorm(size)
         self.horizon = Horizon(size, config.horizon_modes, config.width, config.steps)
         self.readout = Readout(2 * config.horizon_modes, channels, config.head, config.width, config.dropout)
+
+    def prepare(self, windows: Sequence[Window]) -> None:
+        limit_frequencies(self, windows)
 
     def encode(self, context: SeriesBatch) -> Tensor:
         """The state after each row, `(B, L, 2M)`."""

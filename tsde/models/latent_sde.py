@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -23,6 +24,7 @@ from tsde.models.parts import (
     RecurrentEncoder,
     at_origins,
     clip_values,
+    limit_frequencies,
     mean_loss,
     mlp,
     noise_like,
@@ -74,6 +76,9 @@ class LatentSDE(Forecaster):
         self.future = nn.Linear(2 * channels * len(self.RATES), width)
         self.control = mlp(size + width, width, size)
         self.readout = Readout(size, channels, config.head, width, config.dropout)
+
+    def prepare(self, windows: Sequence[Window]) -> None:
+        limit_frequencies(self, windows)
 
     def _drift(self, z: Tensor, theta: Tensor) -> Tensor:
         """f(z, theta), the linear part apart."""

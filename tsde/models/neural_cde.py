@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.functional import silu
 from tsde.flow import Solver, cheap_tanh, flow, to_complex, to_real
 from tsde.heads import HeadName
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import FASTEST, Horizon, Modes, Readout, clipped, mean_loss, mlp
+from tsde.models.parts import FASTEST, Horizon, Modes, Readout, clipped, limit_frequencies, mean_loss, mlp
 from tsde.path import ControlPath, PathConfig, control_path, control_size, is_causal
 from tsde.series import SeriesBatch
 from tsde.windows import Query, Window
@@ -61,6 +62,9 @@ class NeuralCDE(Forecaster):
         self.encoded = nn.LayerNorm(config.hidden)
         self.horizon = Horizon(config.hidden, config.horizon_modes, config.width, config.steps)
         self.readout = Readout(2 * config.horizon_modes, channels, config.head, config.width, config.dropout)
+
+    def prepare(self, windows: Sequence[Window]) -> None:
+        limit_frequencies(self, windows)
 
     def encode(self, context: SeriesBatch) -> tuple[ControlPath, Tensor]:
         """The control path and the state at its knots, `(B, n + 1, hidden)`."""
