@@ -155,6 +155,20 @@ def test_baselines_do_not_depend_on_the_model(fitted: Fitted) -> None:
         assert other.baselines[name].scaler == fitted.predictor.scaler
 
 
+@pytest.mark.parametrize("by", ["series", "time"])
+def test_a_test_part_is_not_needed(by: str) -> None:
+    found = fit_predictor(TABLE, experiment("split.test=0", "train.members=1", by=by))
+    assert found.test == [] and (found.predictor.forecast(TABLE)["status"] == "ok").all()
+
+
+def test_a_calibration_part_may_turn_out_empty() -> None:
+    """The rows for calibration observe nothing: forecasts stay as they are."""
+    part = prepare(TABLE, experiment()).split.calibration
+    blank = replace(TABLE, values=np.where(rows_of(part)[:, None], np.nan, TABLE.values))
+    found = fit_predictor(blank, experiment("train.members=1")).predictor
+    assert not found.calibrator.shift.any()
+
+
 def test_calibration_on_request() -> None:
     off = fit_predictor(TABLE, experiment("calibration.enabled=false", "train.members=1")).predictor
     on = fit_predictor(TABLE, experiment("train.members=1")).predictor

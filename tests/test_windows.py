@@ -385,6 +385,12 @@ def test_fixed_windows_against_a_direct_loop(seed: int, part: str) -> None:
     assert len(found) == len(set(found)) and set(found) == expected
 
 
+def test_a_part_without_origins_has_no_windows() -> None:
+    series = line([0.0, 5.0, 10.0])
+    origins = eligible_origins(series, everywhere(series))
+    assert len(origins) == 0 and fixed_windows(origins, CONFIG) == []
+
+
 def test_fixed_windows_are_about_as_many_as_wanted() -> None:
     origins = full_origins(1)
     for wanted in (1, 20, 40):

@@ -8,6 +8,7 @@ standard output, and leaves its weights in the folder. Files instead of inherite
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import queue
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from safetensors.torch import save
 
 from tsde.artifact import read_files, write_files
 from tsde.config import Experiment, parse_experiment
@@ -128,17 +130,22 @@ def _weights(folder: Path, member: int) -> Path:
 
 
 def _write_job(folder: Path, series: SeriesSet, folds: Sequence[Fold], experiment: Experiment) -> None:
-    """What workers read, and by its digests what the checkpoints beside it belong to."""
+    """What workers read, and what the checkpoints beside it belong to, however many workers there were.
+
+    Raises:
+        ArtifactError: the folder has checkpoints of something else.
+    """
     tensors = {name: getattr(series, name) for name in ("offsets", "times", "values", "mask", "key")}
     for number, fold in enumerate(folds):
         for part, region in zip(("train", "validation"), fold, strict=True):
             tensors |= {f"{number}/{part}/lower": region.lower, f"{number}/{part}/upper": region.upper}
-    job, manifest = folder / "job", folder / "job" / "manifest.json"
-    before = manifest.read_bytes() if manifest.exists() else None
-    write_files(job, {"experiment.yaml": experiment.to_yaml().encode()}, {"data.safetensors": tensors})
-    if before not in (None, manifest.read_bytes()):
-        shutil.rmtree(job)
+    same = experiment.model_copy(update={"train": experiment.train.model_copy(update={"workers": None})})
+    identity = hashlib.sha256(same.to_yaml().encode() + save(tensors)).hexdigest().encode()
+    job = folder / "job"
+    if job.exists() and read_files(job)[0]["identity"] != identity:
         raise ArtifactError(f"{folder} holds the checkpoints of another experiment or other data: remove it")
+    files = {"experiment.yaml": experiment.to_yaml().encode(), "identity": identity}
+    write_files(job, files, {"data.safetensors": tensors})
 
 
 def _read_job(folder: Path) -> tuple[SeriesSet, list[Fold], Experiment]:
@@ -176,7 +183,12 @@ def _run_workers(folder: Path, count: int, workers: int, report: Callable[[Progr
 
 
 def _start_worker(folder: Path, member: int, lines: queue.Queue[tuple[int, str | None]]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MKL_CBWR": "AUTO",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
     command = [sys.executable, "-m", "tsde.members", str(folder), str(member)]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment)
 

@@ -22,7 +22,7 @@ class Query:
 
     Attributes:
         context: rows up to the last origin; a forecast from an earlier origin must not use the rows after it.
-        origins: `(B, K)`, on the clock of `context.times`.
+        origins: `(B, K)`, times of rows of the context.
         times: `(B, K, H)`, on the same clock.
     """
 
@@ -253,6 +253,8 @@ def fixed_windows(origins: Origins, config: WindowConfig, targets: int = 32, bat
 
     At least two per series, more where series are few, so that about `config.held_out` windows exist.
     """
+    if len(origins) == 0:
+        return []
     data = origins.series
     owner = data.series_of_row[origins.row]
     per_series = torch.bincount(owner, minlength=len(data))
