@@ -39,7 +39,6 @@ def main(
     """Calibrated forecasts of irregular time series: an uneven, gappy table in, forecasts at any future time out."""
     # The models are small: a second thread costs them more than it gives, and a lot more where cores are shared.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("MKL_CBWR", "AUTO")  # products that round alike wherever a row lies in memory
 
 
 @app.command()

@@ -137,7 +137,7 @@ def _write_job(folder: Path, series: SeriesSet, folds: Sequence[Fold], experimen
     tensors = {name: getattr(series, name) for name in ("offsets", "times", "values", "mask", "key")}
     for number, fold in enumerate(folds):
         for part, region in zip(("train", "validation"), fold, strict=True):
-            tensors |= {f"{number}/{part}/lower": region.lower, f"{number}/{part}/upper": region.upper}
+            tensors |= {f"{number}/{part}/{name}": bound.clone() for name, bound in region._asdict().items()}
     same = experiment.model_copy(update={"train": experiment.train.model_copy(update={"workers": None})})
     identity = hashlib.sha256(same.to_yaml().encode() + save(tensors)).hexdigest().encode()
     job = folder / "job"
@@ -185,7 +185,6 @@ def _start_worker(folder: Path, member: int, lines: queue.Queue[tuple[int, str |
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "MKL_CBWR": "AUTO",
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     command = [sys.executable, "-m", "tsde.members", str(folder), str(member)]

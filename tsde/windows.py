@@ -96,8 +96,7 @@ class SplitConfig(BaseModel):
     test: float = Field(0.1, ge=0, lt=0.5)
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """Where targets may lie: `lower < time <= upper` for each series, all `(N,)`; empty where `upper <= lower`.
 
     Contexts may reach back before `lower`; that is history, known to whoever forecasts.
