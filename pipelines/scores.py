@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from rich import box
 from rich.table import Table
 
-from tsde.evaluation import Evaluation, Scores, Slice, evaluate
+from tsde.evaluation import Evaluation, Scores, Slice, evaluate_both
 from tsde.models import BASELINES
 from tsde.predictor import Predictor
 from tsde.windows import Window
@@ -70,7 +70,8 @@ def score(predictor: Predictor, windows: Sequence[Window], part: str) -> Scorebo
 
 
 def _entry(predictor: Predictor, windows: Sequence[Window]) -> Entry:
-    return Entry(after=evaluate(predictor, windows), before=evaluate(predictor, windows, calibrated=False))
+    before, after = evaluate_both(predictor, windows)
+    return Entry(after=after, before=before)
 
 
 def overall_table(board: Scoreboard) -> Table:

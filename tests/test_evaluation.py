@@ -13,7 +13,7 @@ from tsde.calibration import Calibrator
 from tsde.clock import Clock
 from tsde.config import Experiment
 from tsde.distribution import GRID, Quantiles
-from tsde.evaluation import Scores, evaluate
+from tsde.evaluation import Scores, evaluate, evaluate_both
 from tsde.metrics import level_weights
 from tsde.models.mean import Mean, MeanConfig
 from tsde.predictor import Predictor
@@ -158,6 +158,7 @@ def test_raw_and_calibrated_forecasts_are_told_apart() -> None:
     one = predictor()
     one.calibrator = Calibrator(torch.zeros(0), torch.linspace(-0.4, 0.4, len(GRID)).expand(1, 2, -1))
     raw, corrected = evaluate(one, windows(), calibrated=False), evaluate(one, windows())
+    assert evaluate_both(one, windows()) == (raw, corrected)
     assert raw == evaluate(predictor(), windows())
     assert corrected.overall.width_80 > raw.overall.width_80
     assert corrected.overall.mse == raw.overall.mse

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,7 +60,17 @@ def evaluate(
     predictor: Predictor, windows: Sequence[Window], calibrated: bool = True, lead_bins: int = 4
 ) -> Evaluation:
     """Score a predictor on windows whose answers are known; `calibrated=False` scores the raw forecasts."""
-    residuals = predictor.residuals(windows, calibrated)
+    return _evaluate(predictor, predictor.residuals(windows, calibrated), lead_bins)
+
+
+def evaluate_both(predictor: Predictor, windows: Sequence[Window]) -> tuple[Evaluation, Evaluation]:
+    """The same before and after calibration, for the price of one forecast."""
+    raw = predictor.residuals(windows, calibrated=False)
+    corrected = replace(raw, forecast=predictor.calibrator(raw.forecast, raw.lead, raw.channel))
+    return _evaluate(predictor, raw), _evaluate(predictor, corrected)
+
+
+def _evaluate(predictor: Predictor, residuals: Residuals, lead_bins: int = 4) -> Evaluation:
     edges = torch.quantile(residuals.lead[: 2**24], torch.arange(1, lead_bins) / lead_bins).unique()
     bins = torch.bucketize(residuals.lead, edges)
     limits = [0.0, *edges.tolist(), float(residuals.lead.max())]
