@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,20 +25,11 @@ from tsde.errors import ArtifactError, UsageError
 from tsde.model import Forecaster
 from tsde.models import build
 from tsde.noise import series_keys, uniform
+from tsde.requests import request_batches
 from tsde.scaling import Scaler
-from tsde.series import SeriesSet
 from tsde.table import Queries, Table
 from tsde.threads import single_thread
 from tsde.windows import Query, Window
-
-MAX_LEAD = 4.0
-"""Horizons ahead beyond which a forecast stays what it is at this lead."""
-_BLOCKS = (
-    8,
-    32,
-    128,
-)  # query times per row of a batch; a request takes the smallest that holds it, or several of the last
-_CELLS = 2**17  # targets per batch: bounds memory
 
 
 @dataclass(frozen=True)
@@ -162,7 +153,7 @@ class Predictor:
         mean = self.marginal.mean.expand(len(times), -1).clone()
         values = self.marginal.values.expand(len(times), -1, -1).clone()
         asked = torch.nonzero(usable)[:, 0]
-        for index, query in _batches(series, asked, safe, row, times, self.experiment.windows.context, channels):
+        for index, query in request_batches(series, asked, safe, row, times, self.experiment.windows.context, channels):
             law = self.law(query)
             block, slot = torch.nonzero(index >= 0, as_tuple=True)
             mean[index[block, slot]] = law.mean[block, 0, slot]
@@ -291,52 +282,3 @@ def _observed(law: Quantiles, window: Window) -> Residuals:
     series = window.series[:, None, None, None].expand(seen.shape)
     forecast = Quantiles(law.mean[seen], law.values[seen], law.levels)
     return Residuals(forecast, window.values[seen], lead[seen], channel[seen], series[seen])
-
-
-def _batches(
-    series: SeriesSet, asked: Tensor, owner: Tensor, row: Tensor, times: Tensor, context: int, channels: int
-) -> Iterator[tuple[Tensor, Query]]:
-    """Queries as batches of fixed shapes: `(index (B, H), query)`, index -1 where a slot is padding.
-
-    Queries of one series with the same last known row form a request; a request is cut into blocks of one of a few
-    sizes, and its context is padded to a power of two. All of that follows from the request itself, and the
-    number of rows in a batch from those two sizes, so no request changes the arithmetic of another.
-    """
-    order = asked[np.lexsort((times[asked].numpy(), row[asked].numpy()))]
-    if len(order) == 0:
-        return
-    _, request, counts = torch.unique_consecutive(row[order], return_inverse=True, return_counts=True)
-    first = counts.cumsum(0) - counts
-    rank = torch.arange(len(order)) - first[request]
-    sizes = torch.tensor(_BLOCKS)
-    size = sizes[torch.bucketize(counts, sizes).clamp(max=len(sizes) - 1)][
-        request
-    ]  # block size of each query's request
-    start = torch.maximum(series.offsets[owner[order]], row[order] - context + 1)
-    length = row[order] - start + 1
-    padded = 2 ** torch.ceil(torch.log2(length.double())).long().clamp(min=3)
-    for wide in size.unique().tolist():
-        for long in padded[size == wide].unique().tolist():
-            chosen = (size == wide) & (padded == long)
-            block = request[chosen] * (len(order) + 1) + rank[chosen] // wide
-            _, block = torch.unique_consecutive(block, return_inverse=True)
-            index = torch.full((int(block[-1]) + 1, wide), -1)
-            index[block, rank[chosen] % wide] = order[chosen]
-            rows = max(1, min(64, _CELLS // (wide * channels)))
-            for part in index.split(rows):
-                yield part, _query(series, part, owner, row, times, context, long, rows)
-
-
-def _query(
-    series: SeriesSet, index: Tensor, owner: Tensor, row: Tensor, times: Tensor, context: int, length: int, rows: int
-) -> Query:
-    """One batch of exactly `rows` rows and `length` context rows; spare rows repeat the first."""
-    full = torch.cat([index, index[:1].expand(rows - len(index), -1)])
-    head = full[:, 0]
-    slot = torch.where(full >= 0, full, head[:, None])
-    last, chosen = row[head], owner[head]
-    start = torch.maximum(series.offsets[chosen], last - context + 1)
-    reference = series.times[last]
-    batch = series.pad(start, last, chosen, reference, length)
-    lead = (times[slot] - reference[:, None]).float().clamp(max=MAX_LEAD)
-    return Query(batch, torch.zeros(rows, 1), lead[:, None])

@@ -12,7 +12,8 @@ from torch.distributions import Distribution
 from tsde.flow import to_real
 from tsde.heads import HeadName
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import FASTEST, Horizon, Modes, Readout, at_origins, clipped, limit_frequencies, mean_loss
+from tsde.models.parts import FASTEST, Horizon, Modes, at_origins, clipped, limit_frequencies, mean_loss
+from tsde.models.readout import Readout
 from tsde.scan import innovation_scan
 from tsde.series import SeriesBatch
 from tsde.windows import Query, Window

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import closed_form_loss, last_observed, nonnegative_line
+from tsde.models.parts import closed_form_loss, nonnegative_line
+from tsde.models.readout import last_observed
 from tsde.windows import Query, Window
 
 

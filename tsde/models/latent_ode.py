@@ -15,13 +15,13 @@ from tsde.model import Forecaster, Loss
 from tsde.models.parts import (
     Horizon,
     LatentGaussian,
-    Readout,
     RecurrentEncoder,
     at_origins,
     limit_frequencies,
     mean_loss,
     noise_like,
 )
+from tsde.models.readout import Readout
 from tsde.windows import Query, Window
 
 

@@ -20,7 +20,6 @@ from tsde.models.parts import (
     FASTEST,
     LatentGaussian,
     Modes,
-    Readout,
     RecurrentEncoder,
     at_origins,
     clip_values,
@@ -29,6 +28,7 @@ from tsde.models.parts import (
     mlp,
     noise_like,
 )
+from tsde.models.readout import Readout
 from tsde.windows import Query, Window
 
 

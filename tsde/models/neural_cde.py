@@ -14,7 +14,8 @@ from torch.nn.functional import silu
 from tsde.flow import Solver, cheap_tanh, flow, to_complex, to_real
 from tsde.heads import HeadName
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import FASTEST, Horizon, Modes, Readout, clipped, limit_frequencies, mean_loss, mlp
+from tsde.models.parts import FASTEST, Horizon, Modes, clipped, limit_frequencies, mean_loss, mlp
+from tsde.models.readout import Readout
 from tsde.path import ControlPath, PathConfig, control_path, control_size, is_causal
 from tsde.series import SeriesBatch
 from tsde.windows import Query, Window

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import RecentValues, closed_form_loss, nonnegative_line
+from tsde.models.parts import closed_form_loss, nonnegative_line
+from tsde.models.readout import RecentValues
 from tsde.windows import Query, Window
 
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)

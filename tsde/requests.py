@@ -1,0 +1,72 @@
+"""Questions to a predictor as batches whose shapes follow from each question alone.
+
+Matrix products may round differently in batches of different shapes. So that a forecast is the same bit for bit
+whatever is asked beside it, every batch has one of a few fixed shapes, chosen by the question's own context and number
+of times, and is filled up with repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tsde.series import SeriesSet
+from tsde.windows import Query
+
+MAX_LEAD = 4.0
+"""Horizons ahead beyond which a forecast stays what it is at this lead."""
+
+_BLOCKS = (8, 32, 128)  # times per row of a batch: the smallest that holds a request, or several of the largest
+_CELLS = 2**17  # targets per batch: bounds memory
+
+
+def request_batches(
+    series: SeriesSet, asked: Tensor, owner: Tensor, row: Tensor, times: Tensor, context: int, channels: int
+) -> Iterator[tuple[Tensor, Query]]:
+    """Queries as batches of fixed shapes: `(index (B, H), query)`, index -1 where a slot is padding.
+
+    Queries of one series with the same last known row form a request; a request is cut into blocks of one of a few
+    sizes, and its context is padded to a power of two. All of that follows from the request itself, and the
+    number of rows in a batch from those two sizes, so no request changes the arithmetic of another.
+    """
+    order = asked[np.lexsort((times[asked].numpy(), row[asked].numpy()))]
+    if len(order) == 0:
+        return
+    _, request, counts = torch.unique_consecutive(row[order], return_inverse=True, return_counts=True)
+    first = counts.cumsum(0) - counts
+    rank = torch.arange(len(order)) - first[request]
+    sizes = torch.tensor(_BLOCKS)
+    size = sizes[torch.bucketize(counts, sizes).clamp(max=len(sizes) - 1)][
+        request
+    ]  # block size of each query's request
+    start = torch.maximum(series.offsets[owner[order]], row[order] - context + 1)
+    length = row[order] - start + 1
+    padded = 2 ** torch.ceil(torch.log2(length.double())).long().clamp(min=3)
+    for wide in size.unique().tolist():
+        for long in padded[size == wide].unique().tolist():
+            chosen = (size == wide) & (padded == long)
+            block = request[chosen] * (len(order) + 1) + rank[chosen] // wide
+            _, block = torch.unique_consecutive(block, return_inverse=True)
+            index = torch.full((int(block[-1]) + 1, wide), -1)
+            index[block, rank[chosen] % wide] = order[chosen]
+            rows = max(1, min(64, _CELLS // (wide * channels)))
+            for part in index.split(rows):
+                yield part, _query(series, part, owner, row, times, context, long, rows)
+
+
+def _query(
+    series: SeriesSet, index: Tensor, owner: Tensor, row: Tensor, times: Tensor, context: int, length: int, rows: int
+) -> Query:
+    """One batch of exactly `rows` rows and `length` context rows; spare rows repeat the first."""
+    full = torch.cat([index, index[:1].expand(rows - len(index), -1)])
+    head = full[:, 0]
+    slot = torch.where(full >= 0, full, head[:, None])
+    last, chosen = row[head], owner[head]
+    start = torch.maximum(series.offsets[chosen], last - context + 1)
+    reference = series.times[last]
+    batch = series.pad(start, last, chosen, reference, length)
+    lead = (times[slot] - reference[:, None]).float().clamp(max=MAX_LEAD)
+    return Query(batch, torch.zeros(rows, 1), lead[:, None])
