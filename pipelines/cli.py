@@ -12,7 +12,22 @@ from typer import Option
 
 import tsde
 from pipelines.exits import BAD_DATA, Commands
-from pipelines.options import Config, Horizon, IdCol, Json, Model, Quiet, Set, TablePath, TimeCol, given, with_columns
+from pipelines.options import (
+    Config,
+    Dayfirst,
+    Horizon,
+    IdCol,
+    Json,
+    Model,
+    Quiet,
+    Set,
+    TableDuplicates,
+    TablePath,
+    TimeCol,
+    Timezone,
+    reading,
+    with_columns,
+)
 from tsde.errors import UsageError
 
 if TYPE_CHECKING:
@@ -136,6 +151,9 @@ def evaluate(
     plots: Annotated[Path | None, Option(metavar="DIR", help="Draw reliability, coverage and forecasts here.")] = None,
     id_col: IdCol = None,
     time_col: TimeCol = None,
+    duplicates: TableDuplicates = None,
+    timezone: Timezone = None,
+    dayfirst: Dayfirst = None,
 ) -> None:
     """Score a model beside naive baselines.
 
@@ -143,7 +161,7 @@ def evaluate(
     """
     from pipelines import evaluate, tracking
 
-    columns = given(id_col=id_col, time_col=time_col)
+    columns = reading(id_col, time_col, duplicates, timezone, dayfirst)
     board = evaluate.run(tracking.resolve_model(model), data, columns, plots)
     if json:
         print(board.model_dump_json(indent=1))
@@ -167,6 +185,9 @@ def forecast(
     quiet: Quiet = False,
     id_col: IdCol = None,
     time_col: TimeCol = None,
+    duplicates: TableDuplicates = None,
+    timezone: Timezone = None,
+    dayfirst: Dayfirst = None,
 ) -> None:
     """Forecast every series of a table.
 
@@ -175,7 +196,7 @@ def forecast(
     from pipelines import forecast, tracking
 
     question = forecast.Question(horizon, step, times, level or [80.0], seed)
-    columns = given(id_col=id_col, time_col=time_col)
+    columns = reading(id_col, time_col, duplicates, timezone, dayfirst)
     outputs = forecast.Outputs(out, samples, samples_out, plot)
     frame = forecast.run(tracking.resolve_model(model), table, question, outputs, columns)
     if out is None:

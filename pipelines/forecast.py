@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -51,7 +52,13 @@ class Question:
             assert self.horizon is not None
             return predictor.queries(table, self.horizon, self.step)
         schema = predictor.experiment.data.model_copy(update=dict(columns))
-        return read_queries(self.times, schema, predictor.clock)
+        queries = read_queries(self.times, schema, predictor.clock)
+        unknown = sorted(set(queries.ids) - set(table.ids))
+        if unknown:
+            print(
+                f"note: {len(unknown)} ids of {self.times} are not in the table, first {unknown[0]!r}", file=sys.stderr
+            )
+        return queries
 
 
 @dataclass(frozen=True)

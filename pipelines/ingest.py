@@ -28,7 +28,7 @@ def run(data: Data, out: Path) -> None:
         FACTS_FILE: json.dumps(about, indent=1).encode(),
         EXPERIMENT_FILE: data.experiment.to_yaml().encode(),
     }
-    write_files(out, files, {})
+    write_files(out, files, {}, kind="dataset")
 
 
 def _split(data: Data, parts: Parts) -> dict[str, Any]:

@@ -31,9 +31,22 @@ class Duplicates(StrEnum):
     last = "last"
 
 
+TableDuplicates = Annotated[Duplicates | None, Option(help="Rows that repeat an id and a time [as in training].")]
+Timezone = Annotated[str | None, Option(help="Zone of times written without one, such as Europe/Paris.")]
+Dayfirst = Annotated[bool | None, Option("--dayfirst", help="01/02/2024 is 1 February.")]
+
+
 def given(**options: Any) -> dict[str, Any]:
     """The options that were typed."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def reading(
+    id_col: str | None, time_col: str | None, duplicates: Duplicates | None, timezone: str | None, dayfirst: bool | None
+) -> dict[str, Any]:
+    """How a table is read for a model that fixes its channels: those options that were typed."""
+    policy = duplicates and duplicates.value
+    return given(id_col=id_col, time_col=time_col, duplicates=policy, timezone=timezone, dayfirst=dayfirst)
 
 
 def with_columns(command: Callable[..., None]) -> Callable[..., None]:
@@ -60,8 +73,8 @@ def _columns(
     channel_col: Annotated[str | None, Option(help="Tidy table: column that names the channel.")] = None,
     value_col: Annotated[str | None, Option(help="Tidy table: column with the value.")] = None,
     duplicates: Annotated[Duplicates | None, Option(help="Rows that repeat an id and a time [error].")] = None,
-    timezone: Annotated[str | None, Option(help="Zone of times written without one, such as Europe/Paris.")] = None,
-    dayfirst: Annotated[bool | None, Option("--dayfirst", help="01/02/2024 is 1 February.")] = None,
+    timezone: Timezone = None,
+    dayfirst: Dayfirst = None,
 ) -> dict[str, Any]:
     names = [name.strip() for name in channels.split(",")] if channels is not None else None
     policy = duplicates and duplicates.value

@@ -19,10 +19,11 @@ from pipelines.data import EXPERIMENT_FILE, Data, load
 from pipelines.heldout import HeldOut, of_training
 from pipelines.progress import training_progress
 from pipelines.scores import score
+from tsde.artifact import require_replaceable
 from tsde.errors import CannotWriteError, DataError, DivergedError, MissingInputError, UsageError
 from tsde.files import write_file
 from tsde.fitting import fit_predictor
-from tsde.predictor import Predictor
+from tsde.predictor import KIND, Predictor
 
 _RUN_FILE = "run.json"
 
@@ -54,8 +55,7 @@ def start(data: Data, out: Path) -> Path:
     """
     if out.absolute() == data.path.absolute():
         raise UsageError(f"--out {out} is the data; give the model another name")
-    if out.exists() and not (out / "manifest.json").is_file() and (out.is_file() or any(out.iterdir())):
-        raise CannotWriteError(f"{out} exists and was not written by tsde; give --out another name or remove it first")
+    require_replaceable(out, KIND)
     folder = out.with_name(f"{out.name}.run")
     if folder.exists():
         if not (folder / _RUN_FILE).is_file():

@@ -305,3 +305,11 @@ def test_the_demo_leaves_what_it_names(tmp_path: Path) -> None:
 
 def test_the_demo_has_one_configuration() -> None:
     assert (ROOT / "configs" / "demo.yaml").read_bytes() == (ROOT / "pipelines" / "demo.yaml").read_bytes()
+
+
+def test_a_short_refusal_never_aborts(tmp_path: Path) -> None:
+    """A thread pool that had barely started used to take the program down at its end, one time in two."""
+    table = tmp_path / "header.csv"
+    table.write_text("unique_id,ds,y\n")
+    command = [sys.executable, "-c", "from pipelines.cli import app; app()", "validate", str(table)]
+    assert {subprocess.run(command, capture_output=True).returncode for _ in range(8)} == {65}

@@ -25,22 +25,26 @@ SCHEMA_VERSION = 1
 _MANIFEST = "manifest.json"
 
 
-def write_files(folder: Path, files: Mapping[str, bytes], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+def write_files(
+    folder: Path, files: Mapping[str, bytes], tensors: Mapping[str, Mapping[str, Tensor]], kind: str = "state"
+) -> None:
     """Replace `folder` by one that holds exactly these files; names may contain one `/`.
 
     Everything is written to a temporary sibling, synced, and renamed into place.
 
+    Args:
+        kind: what the directory is; it replaces another only of its own kind.
+
     Raises:
-        CannotWriteError: if it cannot be written, or if `folder` exists and was not written by this function.
+        CannotWriteError: if it cannot be written, or if `folder` exists and is something else.
     """
     folder = Path(folder)
     payload = dict(files)
     for name, group in tensors.items():
         payload[name] = save_tensors({key: value.detach().contiguous().clone() for key, value in group.items()})
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(payload.items())}
-    payload[_MANIFEST] = json.dumps({"schema": SCHEMA_VERSION, "files": digests}, indent=1).encode()
-    if not _ours_to_replace(folder):
-        raise CannotWriteError(f"{folder} exists and was not written by tsde; give another name or remove it first")
+    payload[_MANIFEST] = json.dumps({"schema": SCHEMA_VERSION, "kind": kind, "files": digests}, indent=1).encode()
+    require_replaceable(folder, kind)
     temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -98,19 +102,26 @@ def _read_checked(folder: Path, name: str, digest: str) -> bytes:
     return data
 
 
-def _ours_to_replace(folder: Path) -> bool:
-    """Nothing, an empty directory, or one with a manifest of ours; `manifest.json` is a common name."""
+def require_replaceable(folder: Path, kind: str) -> None:
+    """Refuse to replace anything but nothing, an empty directory, or a directory of the same kind.
+
+    A file called `manifest.json` is no proof: the name is a common one.
+
+    Raises:
+        CannotWriteError: if `folder` is something else.
+    """
     if not folder.exists():
-        return True
-    if not folder.is_dir():
-        return False
+        return
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
     try:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
-    except FileNotFoundError:
-        return not any(folder.iterdir())
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and {"schema", "files"} <= set(manifest)
+        found = manifest["kind"] if {"schema", "files"} <= set(manifest) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        found = None
+    if found != kind:
+        what = f"is a {found} of tsde, not a {kind}" if found else "was not written by tsde"
+        raise CannotWriteError(f"{folder} exists and {what}; give another name or remove it first")
 
 
 def _swap(temporary: Path, folder: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tsde.distribution import Quantiles
 
-_GROUP_TRUST = 3.0  # a lead-time bin or channel must show that much more to differ from the rest
+_GROUP_TRUST = 6.0  # a lead-time bin or channel must show that much more to differ from the rest
 _ATOM = 0.02  # share of exact hits above which a quantile is taken to lie on an atom
 
 
@@ -22,9 +22,7 @@ class CalibrationConfig(BaseModel):
 
     enabled: bool = True
     lead_bins: int = Field(4, ge=1, description="groups of lead times with a correction of their own")
-    shrinkage: float = Field(
-        30.0, ge=0, description="series' worth of trust in the overall correction before a group's"
-    )
+    shrinkage: float = Field(5.0, ge=0, description="series' worth of trust in the raw forecast; six-fold for groups")
 
 
 @dataclass(frozen=True)

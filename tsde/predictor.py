@@ -47,6 +47,11 @@ class Forecasts:
     samples: NDArray[np.float64] | None = None
 
 
+_MOST_QUERIES = 10**8
+KIND = "model"
+"""What a saved predictor's directory is."""
+
+
 class Predictor:
     """Members trained on one table, averaged into one forecast, corrected, and put back into the table's units.
 
@@ -100,6 +105,8 @@ class Predictor:
         if stride > reach:
             raise UsageError(f"the step {step} is longer than the horizon {horizon}; expected at most the horizon")
         count = math.floor(reach / stride * (1 + 1e-9))
+        if count * table.n_series > _MOST_QUERIES:
+            raise UsageError(f"a step of {step} asks for {count * table.n_series:,} times; at most {_MOST_QUERIES:,}")
         origin = table.times[table.offsets[1:] - 1]
         times = (origin[:, None] + stride * np.arange(1, count + 1)).ravel()
         return Queries(np.repeat(table.ids, count), times, self.clock.format(times))
@@ -205,7 +212,7 @@ class Predictor:
     def save(self, folder: Path) -> None:
         """Write the predictor as a directory, whole or not at all."""
         files, tensors = self._parts("")
-        write_files(folder, files, tensors)
+        write_files(folder, files, tensors, kind=KIND)
 
     def _parts(self, prefix: str) -> tuple[dict[str, bytes], dict[str, dict[str, Tensor]]]:
         about = {

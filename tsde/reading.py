@@ -279,6 +279,9 @@ def _header(data: bytes) -> tuple[list[str], str, int]:
     return names[separator], separator, line
 
 
+_WORTH_THREADS = 2**22  # bytes
+
+
 def _parse(data: bytes, header: list[str], separator: str, ragged: list[pa.csv.InvalidRow] | None = None) -> pa.Table:
     """Every column as text; rows of another length than the header's go to `ragged`, if given, or raise."""
 
@@ -289,7 +292,9 @@ def _parse(data: bytes, header: list[str], separator: str, ragged: list[pa.csv.I
 
     return pa.csv.read_csv(
         pa.BufferReader(data),
-        pa.csv.ReadOptions(use_threads=ragged is None),  # Arrow knows the numbers of rows in a single thread only
+        # Arrow knows the numbers of rows in a single thread only; and a pool that has barely started when the program
+        # ends aborts it
+        pa.csv.ReadOptions(use_threads=ragged is None and len(data) > _WORTH_THREADS),
         pa.csv.ParseOptions(
             delimiter=separator,
             newlines_in_values=b'"' in data,

@@ -52,8 +52,10 @@ class Scaler(BaseModel):
         return SeriesSet(
             torch.from_numpy(np.ascontiguousarray(table.offsets)),
             torch.from_numpy(table.times / self.horizon),
-            torch.from_numpy(np.clip(scaled, -1e6, 1e6).astype(np.float32)),  # an absurd value stays finite in float32
-            torch.from_numpy(mask),
+            torch.from_numpy(
+                np.ascontiguousarray(np.clip(scaled, -1e6, 1e6), np.float32)
+            ),  # an absurd value stays finite in float32
+            torch.from_numpy(np.ascontiguousarray(mask)),
             series_keys(table.ids, seed),
         )
 

@@ -59,7 +59,9 @@ class TrainConfig(BaseModel):
     patience: int = Field(10, ge=1, description="validations without improvement before stopping")
     members: int = Field(4, ge=1, description="models trained from different seeds and averaged into one forecast")
     workers: int | None = Field(None, ge=1, description="members trained at once; one per core by default")
-    max_time: WallTime | None = Field(None, gt=0, description="budget of the whole training, such as 300s or 5min")
+    max_time: WallTime | None = Field(
+        None, gt=0, description="budget of all members' steps together, such as 300s; scoring comes on top"
+    )
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ MODELS: dict[str, Family] = {
     "filter": Family(FilterConfig, Filter, "continuous-discrete filter, latent ODE over the horizon (the default)"),
     "neural_cde": Family(NeuralCDEConfig, NeuralCDE, "neural controlled differential equation; log-ODE by path.kind"),
     "latent_ode": Family(LatentODEConfig, LatentODE, "latent ODE: recurrent encoder, variational state at the origin"),
-    "latent_sde": Family(LatentSDEConfig, LatentSDE, "latent SDE: stochastic horizon, coherent sample paths"),
+    "latent_sde": Family(LatentSDEConfig, LatentSDE, "latent SDE: prior and posterior over the horizon, path KL"),
     "ridge": Family(RidgeConfig, Ridge, "baseline: ridge regression on summaries of the context"),
     "last": Family(LastConfig, Last, "baseline: last value, variance growing with the gap"),
     "mean": Family(MeanConfig, Mean, "baseline: training mean and quantiles"),

@@ -58,7 +58,8 @@ class LatentSDE(Forecaster):
     of the observations still to come at t. Trained on the ELBO of the posterior (Li et al. 2020, "Scalable gradients
     for stochastic differential equations") and, our deviation, on the CRPS of forecasts sampled from the prior: the KL
     alone asks the prior to be near the posterior, not to forecast well. The equation covers the horizon, since what
-    lies before the origin is summed up in h. Sampled paths of one series are coherent over time.
+    lies before the origin is summed up in h. The paths it draws are coherent
+    over time; a forecast is the marginal law at each query.
     """
 
     RATES = (2.0, 8.0, 32.0)  # of the kernels through which the posterior sees what is to come
