@@ -198,7 +198,7 @@ def _read_tidy(
 def _require_channels(sheet: Sheet, named: tuple[str, ...] | None, present: list[str], what: str) -> None:
     if named is not None and (missing := [name for name in named if name not in present]):
         text = f"there is no {what} {listed(missing)}; expected {listed(named)}, found {listed(present)}"
-        remedy = "add it, even empty, or train on other channels"
+        remedy = "add it, even empty; in training, --channels chooses others"
         raise TableError([sheet.finding("E-CHANNEL-MISSING", f"{text}; {remedy}")])
 
 
@@ -214,5 +214,5 @@ def _complain(sheet: Sheet, column: str, bad: np.ndarray, commas: np.ndarray, fi
         findings.append(sheet.finding("E-DECIMAL-COMMA", f"{text}; write it with a decimal point, as in 1.5", comma))
     if (other := bad & ~commas).any():
         text = f"column {column!r} holds {sheet.cells(column, other)}, expected a finite number"
-        remedy = "correct the cell, leave it empty if nothing was observed, or train on other channels"
+        remedy = "correct the cell, leave it empty if nothing was observed, or choose other channels (--channels)"
         findings.append(sheet.finding("E-VALUE", f"{text}; {remedy}", other))
