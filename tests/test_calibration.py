@@ -135,7 +135,11 @@ def test_few_series_correct_little_however_many_windows_they_have() -> None:
         moved.append((law.values - test.forecast.values)[:, middle])
     few, many = moved
     assert torch.allclose(many, torch.tensor(-bias), atol=0.15)
-    assert (few < 0).all() and (few > -0.5 * bias).all()
+    trust = CalibrationConfig().shrinkage
+    share = 1 - (1 - 2 / (2 + trust)) * (1 - 2 / (2 + 6 * trust)) ** 2  # overall, then what bin and channel add
+    data = residuals(2000, 1.0, bias, per_series=1000)
+    full = corrected(Calibrator.fit(data, 1, CalibrationConfig(shrinkage=0)), test)
+    assert torch.allclose(few, share * (full.values - test.forecast.values)[:, middle], atol=0.03)
 
 
 def test_an_atom_stays_inside_its_interval() -> None:
