@@ -63,9 +63,10 @@ def train_members(
     count = experiment.train.members
     workers = min(count, experiment.train.workers or os.cpu_count() or 1)
     with single_thread():
-        members = [_fresh(series, folds, experiment, member) for member in range(count)]
+        members = [_untrained(experiment, series.values.shape[1], member) for member in range(count)]
     if not any(parameter.requires_grad for parameter in members[0].parameters()):
-        return members, []
+        with single_thread():
+            return [_fresh(series, folds, experiment, member).eval() for member in range(count)], []
     history: list[dict[str, float]] = []
     with nullcontext(checkpoints) if checkpoints else tempfile.TemporaryDirectory(prefix="tsde-") as place:
         folder = Path(str(place))
@@ -82,11 +83,16 @@ def train_members(
     return [model.eval() for model in members], history
 
 
-def _fresh(series: SeriesSet, folds: Sequence[Fold], experiment: Experiment, member: int) -> Forecaster:
-    """An untrained member with its seed's initial weights, prepared on its fold."""
+def _untrained(experiment: Experiment, channels: int, member: int) -> Forecaster:
+    """A member with its seed's initial weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed + _SEED_STEP * member)
-        model = build(experiment.model, series.values.shape[1])
+        return build(experiment.model, channels)
+
+
+def _fresh(series: SeriesSet, folds: Sequence[Fold], experiment: Experiment, member: int) -> Forecaster:
+    """An untrained member, prepared on its fold."""
+    model = _untrained(experiment, series.values.shape[1], member)
     origins = eligible_origins(series, folds[member % len(folds)].train)
     model.prepare(training_windows(origins, experiment.windows))
     return model
