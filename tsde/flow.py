@@ -1,31 +1,48 @@
-"""Moving states through time: the only place where differential equations are solved.
+"""Moving states through time: where ordinary and controlled differential equations are solved.
 
 Each row of a batch has its own clock. A change of time makes one solve of them: over a gap `g`,
 dz = f(t, z) dt is dz = g f(t0 + g s, z) ds with s in [0, 1], and dz = f dt + h dW is g f ds + sqrt(g) h dW_s,
-exactly. Fixed steps, differentiated through (discretise, then optimise). A row that diverges becomes not finite
-and stays alone: training stops on it, forecasting gives it a status of its own.
+exactly. Fixed steps, differentiated through (discretise, then optimise), unless adaptive ones are asked for. A row that
+diverges becomes not finite and stays alone: training stops on it, forecasting gives it a status of its own.
+Stochastic equations are in `diffusion.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from torch.nn.functional import silu
+
+from tsde import adaptive
+from tsde.path import ControlPath
+from tsde.scans.controlled import controlled_scan
+from tsde.scans.pairs import to_complex, to_real
+from tsde.solving import in_chunks, wanted
+from tsde.tableau import TABLEAUS, Tableau
 
 Field_ = Callable[[Tensor], Tensor]
 """An autonomous vector field on states `(N, D)`; what does not depend on the state is a constant of its closure."""
 
+TimeField = Callable[[float, Tensor], Tensor]
+
 
 class Solver(BaseModel):
-    """A fixed-step method and the number of equal steps per interval."""
+    """A Runge-Kutta method: fixed and equal steps, or `dopri5` with steps as long as its error estimate allows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["euler", "midpoint", "heun", "rk4"] = "midpoint"
-    substeps: int = Field(1, ge=1)
+    method: Literal["euler", "midpoint", "heun", "rk4", "dopri5"] = "midpoint"
+    substeps: int = Field(1, ge=1, description="steps per interval; adaptive methods choose their own")
+    tolerance: float = Field(1e-4, gt=0, allow_inf_nan=False, description="relative and absolute, of adaptive methods")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the steps follow the error."""
+        return self.method not in TABLEAUS
 
 
 def cheap_tanh(x: Tensor) -> Tensor:
@@ -33,39 +50,100 @@ def cheap_tanh(x: Tensor) -> Tensor:
     return torch.sigmoid(2 * x).mul(2).sub(1)
 
 
-def _euler(field: Callable[[float, Tensor], Tensor], s: float, state: Tensor, h: float) -> Tensor:
-    return state + h * field(s, state)
-
-
-def _midpoint(field: Callable[[float, Tensor], Tensor], s: float, state: Tensor, h: float) -> Tensor:
-    return state + h * field(s + h / 2, state + h / 2 * field(s, state))
-
-
-def _heun(field: Callable[[float, Tensor], Tensor], s: float, state: Tensor, h: float) -> Tensor:
-    slope = field(s, state)
-    return state + h / 2 * (slope + field(s + h, state + h * slope))
-
-
-def _rk4(field: Callable[[float, Tensor], Tensor], s: float, state: Tensor, h: float) -> Tensor:
-    k1 = field(s, state)
-    k2 = field(s + h / 2, state + h / 2 * k1)
-    k3 = field(s + h / 2, state + h / 2 * k2)
-    k4 = field(s + h, state + h * k3)
-    return state + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-
-
-_METHODS = {"euler": _euler, "midpoint": _midpoint, "heun": _heun, "rk4": _rk4}
-
-
-def flow(field: Callable[[float, Tensor], Tensor], state: Tensor, solver: Solver) -> Tensor:
+def flow(field: TimeField, state: Tensor, solver: Solver) -> Tensor:
     """Solve dz/ds = field(s, z) over the unit interval s in [0, 1], `(N, D)` -> `(N, D)`.
 
     Per-row gaps are the caller's factor in the field (the change of time above).
     """
-    step, h = _METHODS[solver.method], 1.0 / solver.substeps
+    if solver.adaptive:
+        return adaptive.solve(field, state, state.new_tensor([0.0, 1.0]), solver.tolerance)[-1]
+    tableau, h = TABLEAUS[solver.method], 1.0 / solver.substeps
     for i in range(solver.substeps):
-        state = step(field, i * h, state, h)
+        state = _runge_kutta(field, i * h, state, h, tableau)
     return state
+
+
+def _runge_kutta(field: TimeField, s: float, state: Tensor, h: float, tableau: Tableau) -> Tensor:
+    """One step from `s` to `s + h`."""
+    slopes: list[Tensor] = []
+    point = state
+    for node, weights in zip(tableau.nodes, tableau.alpha, strict=True):
+        point = _combined(state, weights, slopes, h)
+        slopes.append(field(s + node * h, point))
+    after = _combined(state, tableau.beta, slopes, h)
+    if (estimates := wanted()) is not None:
+        if tableau.lower is None:  # Euler's error is what Heun's method would add
+            end = field(s + h, after)
+            estimates.note(h / 2 * (end - slopes[0]), end - slopes[0], after - state)
+        else:
+            error = _combined(state, tableau.lower, slopes, h) - after
+            estimates.note(error, slopes[-1] - slopes[0], point - state)
+    return after
+
+
+def _combined(state: Tensor, weights: tuple[float, ...], slopes: list[Tensor], h: float) -> Tensor:
+    for weight, slope in zip(weights, slopes, strict=False):
+        if weight:
+            state = torch.add(state, slope, alpha=weight * h)
+    return state
+
+
+class ControlledField(NamedTuple):
+    """F(z) = tanh(B silu(A z + a) + b) in R^{P x D}, by its weights `(W, D)`, `(W,)`, `(P D, W)` and `(P D,)`."""
+
+    inner: Tensor
+    inner_bias: Tensor
+    outer: Tensor
+    outer_bias: Tensor
+
+    def along(self, control: Tensor, state: Tensor) -> Tensor:
+        """F(z)^T dX: `(B, P)` and `(B, D)` -> `(B, D)`."""
+        hidden = silu(torch.addmm(self.inner_bias, state, self.inner.t()))
+        matrix = cheap_tanh(torch.addmm(self.outer_bias, hidden, self.outer.t()))
+        # a batched matrix product may round by a row's place in the batch; a sum does not
+        return (matrix.unflatten(-1, (control.shape[-1], -1)) * control[..., None]).sum(1)
+
+
+def controlled(
+    field: ControlledField, path: ControlPath, start: Tensor, solver: Solver, rotation: Rotation | None = None
+) -> Tensor:
+    """dz = lambda z dt + F(z) dX along a control path: states at its grid points, `(n + 1, B, D)`, time first.
+
+    On each interval the linear flow comes first, exactly, and then the controlled part (Lie-Trotter splitting).
+
+    Args:
+        start: z(0), `(B, D)`.
+        rotation: lambda, on consecutive pairs of the state as complex modes; none means zero.
+    """
+    turns = None if rotation is None else rotation.over(path.elapsed.t())
+    if solver.adaptive or wanted() is not None:
+        return _controlled_eagerly(field, path, start, solver, turns)
+    tableau = TABLEAUS[solver.method]
+    drive = path.drive(tableau.nodes, solver.substeps)
+    if not len(drive):
+        return start[None]
+    if turns is None:
+        states = in_chunks(lambda z, dx: controlled_scan(z, None, dx, *field, tableau)[1:], start, drive)
+    elif solver.substeps > 1:
+        states = controlled_scan(start, turns, drive, *field, tableau)[1:]
+    else:
+        states = in_chunks(lambda z, dx, t: controlled_scan(z, t, dx, *field, tableau)[1:], start, drive, turns)
+    return torch.cat([start[None], states[solver.substeps - 1 :: solver.substeps]])
+
+
+def _controlled_eagerly(
+    field: ControlledField, path: ControlPath, start: Tensor, solver: Solver, turns: Tensor | None
+) -> Tensor:
+    state, states = start, [start]
+    for interval in range(path.intervals):
+
+        def along(s: float, z: Tensor, interval: int = interval) -> Tensor:
+            return field.along(path.derivative(interval, s), z)
+
+        state = state if turns is None else to_real(to_complex(state) * turns[interval])
+        state = flow(along, state, solver)
+        states.append(state)
+    return torch.stack(states)
 
 
 class Rotation(NamedTuple):
@@ -74,6 +152,11 @@ class Rotation(NamedTuple):
     decay: Tensor  # -Re lambda > 0
     frequency: Tensor
 
+    @property
+    def rate(self) -> Tensor:
+        """lambda."""
+        return torch.complex(-self.decay, self.frequency)
+
     def over(self, gap: Tensor) -> Tensor:
         """exp(lambda gap), exact at any gap: `(...)` -> complex `(..., M)`."""
         gap = gap[..., None]
@@ -81,8 +164,7 @@ class Rotation(NamedTuple):
 
     def drive(self, gap: Tensor) -> Tensor:
         """Integral of exp(lambda (gap - s)) over s in [0, gap]: what a constant input adds; complex `(..., M)`."""
-        rate = torch.complex(-self.decay, self.frequency)
-        return torch.expm1(rate * gap[..., None]) / rate
+        return torch.expm1(self.rate * gap[..., None]) / self.rate
 
 
 def steps_until(lead: Tensor, h: float) -> Tensor:
@@ -109,7 +191,9 @@ class DenseSolution(NamedTuple):
         return self.rotation.over(rest) * self.states[index, row] + self.rotation.drive(rest) * self.drives[index, row]
 
 
-def semilinear(rotation: Rotation, field: Field_, state: Tensor, until: Tensor, steps_per_unit: int) -> DenseSolution:
+def semilinear(
+    rotation: Rotation, field: Field_, state: Tensor, until: Tensor, steps_per_unit: int, tolerance: float | None = None
+) -> DenseSolution:
     """z' = lambda z + g(z) from lead 0 to at least `max(until)` by the exponential midpoint rule, with dense output.
 
         z_{i+1/2} = e^{lambda h/2} z_i + phi(h/2) g(z_i),   N_i = g(z_{i+1/2}),
@@ -122,73 +206,32 @@ def semilinear(rotation: Rotation, field: Field_, state: Tensor, until: Tensor, 
         field: g on complex `(N, M)`.
         state: `(N, M)` complex, at lead 0.
         until: leads that will be asked for, any shape.
+        tolerance: of adaptive steps, which then reach the same grid points by steps of their own.
     """
     h = 1.0 / steps_per_unit
     steps = int(steps_until(until, h).max())
     half, whole = state.real.new_tensor(h / 2), state.real.new_tensor(h)
     turn_half, drive_half = rotation.over(half), rotation.drive(half)
     turn, drive = rotation.over(whole), rotation.drive(whole)
+    if tolerance is not None:
+        grid = torch.arange(steps + 1, device=until.device, dtype=half.dtype) * h
+
+        def whole_field(_: float, z: Tensor) -> Tensor:
+            z = to_complex(z)
+            return to_real(rotation.rate * z + field(z))
+
+        solved = to_complex(adaptive.solve(whole_field, to_real(state), grid, tolerance))
+        return DenseSolution(rotation, solved, (solved[1:] - turn * solved[:-1]) / drive, h)
+    estimates = wanted()
     states, drives = [state], []
     for _ in range(steps):
-        middle = turn_half * state + drive_half * field(state)
+        slope = field(state)
+        middle = turn_half * state + drive_half * slope
         drives.append(field(middle))
+        if estimates is not None:
+            # the whole field, since it is what a method that does not know lambda has to follow
+            change = drives[-1] - slope + rotation.rate * (middle - state)
+            estimates.note(to_real(h * change), to_real(change), to_real(middle - state))
         state = turn * state + drive * drives[-1]
         states.append(state)
     return DenseSolution(rotation, torch.stack(states), torch.stack(drives), h)
-
-
-def brownian_path(
-    drift: Callable[[int, Tensor], Tensor],
-    diffusion: Callable[[int, Tensor], Tensor],
-    state: Tensor,
-    noise: Sequence[Tensor],
-    h: float,
-    rotation: Rotation | None = None,
-) -> Tensor:
-    """dz = (lambda z + f(z)) dt + g(z) dW, g diagonal, by Euler and Maruyama with the linear part split off.
-
-        z_{i+1} = e^{lambda h} (z_i + h f(i, z_i) + sqrt(h) g(i, z_i) xi_i)
-
-    Lie-Trotter splitting: strong order 1/2 as without it, exact in the linear part at any h.
-
-    Args:
-        noise: xi_i, one standard normal tensor of the state's shape per step.
-        rotation: lambda, on consecutive pairs of the state as complex modes; none means zero.
-
-    Returns:
-        `(n + 1, ..., D)`, the start included.
-    """
-    turn = None if rotation is None else rotation.over(state.new_tensor(h))
-    states = [state]
-    for i, xi in enumerate(noise):
-        state = state + h * drift(i, state) + h**0.5 * diffusion(i, state) * xi
-        state = state if turn is None else to_real(to_complex(state) * turn)
-        states.append(state)
-    return torch.stack(states)
-
-
-def interpolate(states: Tensor, position: Tensor, h: float = 1.0, rotation: Rotation | None = None) -> Tensor:
-    """Between grid points `h` apart: `(n + 1, S, B, K, D)` -> `(S, B, K, H, D)` at `position (B, K, H)`, in steps.
-
-    Linear in the frame that turns with the linear flow, so exact for z' = lambda z:
-    z(t_i + s) = (1 - s/h) e^{lambda s} z_i + s/h e^{-lambda (h - s)} z_{i+1}.
-    """
-    left = steps_until(position, 1.0) - 1
-    grid = states.movedim(0, -2)  # (S, B, K, n + 1, D)
-    index = left[..., None].expand(grid.shape[0], *left.shape, grid.shape[-1])
-    before, after = grid.gather(-2, index), grid.gather(-2, index + 1)
-    weight = position - left
-    if rotation is not None:
-        before = to_real(to_complex(before) * rotation.over(weight * h))
-        after = to_real(to_complex(after) * rotation.over((weight - 1) * h))
-    return torch.lerp(before, after, weight[..., None])
-
-
-def to_complex(x: Tensor) -> Tensor:
-    """`(..., 2M)` real pairs -> `(..., M)` complex, without a copy."""
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-
-
-def to_real(z: Tensor) -> Tensor:
-    """`(..., M)` complex -> `(..., 2M)` real pairs, without a copy."""
-    return torch.view_as_real(z).flatten(-2)

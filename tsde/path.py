@@ -19,6 +19,7 @@ of its batch; a forward fill starts at zero instead of looking ahead; gap ratios
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,6 +108,21 @@ class ControlPath:
         quadratic = None if self.quadratic is None else map_(self.quadratic)
         cubic = None if self.cubic is None else map_(self.cubic)
         return ControlPath(map_(self.initial), map_(self.linear), quadratic, cubic, self.knot, self.elapsed)
+
+    def drive(self, nodes: Sequence[float], substeps: int) -> Tensor:
+        """Increments at the stages of a solver with `substeps` equal steps per interval, time first.
+
+        `dX/ds` at the stages' nodes times the step, `(n substeps, S, B, P)`; S is 1 if the path is piecewise linear,
+        where all stages of a step see the same increment.
+        """
+        linear = self.linear.transpose(0, 1)[:, None] / substeps  # (n, 1, B, P)
+        if self.quadratic is None or self.cubic is None:
+            return linear.repeat_interleave(substeps, 0)
+        node = torch.tensor(nodes, dtype=linear.dtype, device=linear.device)
+        at = (torch.arange(substeps, device=linear.device)[:, None] + node) / substeps
+        at = at.flatten()[:, None, None]  # (substeps S, 1, 1)
+        bend = at * (self.quadratic.transpose(0, 1)[:, None] + at * self.cubic.transpose(0, 1)[:, None]) / substeps
+        return (linear + bend).unflatten(1, (substeps, len(nodes))).flatten(0, 1)
 
     def derivative(self, interval: int, s: float) -> Tensor:
         """`dX/ds`, `(B, P)`, at fraction `s` of an interval."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from tsde.flow import to_real
 from tsde.heads import HeadName
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import FASTEST, Horizon, Modes, at_origins, clipped, limit_frequencies, mean_loss
+from tsde.models.parts import FASTEST, Horizon, Modes, at_origins, clipped, limit_frequencies, mean_loss, over_rows
 from tsde.models.readout import Readout
-from tsde.scan import innovation_scan
+from tsde.scans.innovation import innovation_scan
+from tsde.scans.pairs import to_real
 from tsde.series import SeriesBatch
 from tsde.windows import Query, Window
 
@@ -29,6 +30,7 @@ class FilterConfig(BaseModel):
     width: int = Field(64, ge=4, multiple_of=4, description="hidden units of update, horizon and readout")
     horizon_modes: int = Field(32, ge=1, description="complex modes of the latent ODE over the horizon")
     steps: int = Field(12, ge=1, description="solver steps per horizon")
+    tolerance: float | None = Field(None, gt=0, description="of adaptive steps over the horizon; else they are fixed")
     dropout: float = Field(0.1, ge=0, lt=1)
     head: HeadName = "quantile"
 
@@ -52,7 +54,7 @@ class Filter(Forecaster):
         self.from_mask = nn.Linear(channels, gates, bias=False)
         self.gain = nn.Linear(config.width, size, bias=False)
         self.encoded = nn.LayerNorm(size)
-        self.horizon = Horizon(size, config.horizon_modes, config.width, config.steps)
+        self.horizon = Horizon(size, config.horizon_modes, config.width, config.steps, config.tolerance)
         self.readout = Readout(2 * config.horizon_modes, channels, config.head, config.width, config.dropout)
 
     def prepare(self, windows: Sequence[Window]) -> None:
@@ -61,18 +63,11 @@ class Filter(Forecaster):
     def encode(self, context: SeriesBatch) -> Tensor:
         """The state after each row, `(B, L, 2M)`."""
         mask = context.mask.float()
-        states = innovation_scan(
-            turns=_time_first(self.modes().over(context.gaps)),
-            values=_time_first(clipped(context)),
-            mask=_time_first(mask),
-            drive=_time_first(self.from_mask(mask)),
-            seen=_time_first(context.observed[..., None].float()),
-            read=self.read.weight,
-            bias=self.read.bias,
-            innovate=self.from_innovation.weight,
-            gain=self.gain.weight,
-        )
-        return to_real(states.transpose(0, 1))
+        seen = context.observed[..., None].float()
+        rows = self.modes().over(context.gaps), clipped(context), mask, self.from_mask(mask), seen
+        weights = {"read": self.read.weight, "innovate": self.from_innovation.weight, "gain": self.gain.weight}
+        start = rows[0].new_zeros(rows[0][:, 0].shape)
+        return to_real(over_rows(partial(innovation_scan, bias=self.read.bias, **weights), start, *rows))
 
     def _states(self, query: Query) -> Tensor:
         """Latent states at the query times, `(B, K, H, D)`."""
@@ -84,7 +79,3 @@ class Filter(Forecaster):
 
     def loss(self, window: Window) -> Loss:
         return mean_loss(self.readout(window.query, self._states(window.query), window.mask), window)
-
-
-def _time_first(x: Tensor) -> Tensor:
-    return x.transpose(0, 1).contiguous()

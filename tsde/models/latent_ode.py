@@ -37,6 +37,7 @@ class LatentODEConfig(BaseModel):
     width: int = Field(64, ge=4, multiple_of=4, description="hidden units of horizon and readout")
     horizon_modes: int = Field(32, ge=1, description="complex modes of the latent ODE")
     steps: int = Field(12, ge=1, description="solver steps per horizon")
+    tolerance: float | None = Field(None, gt=0, description="of adaptive steps over the horizon; else they are fixed")
     dropout: float = Field(0.1, ge=0, lt=1)
     head: HeadName = "quantile"
 
@@ -56,7 +57,7 @@ class LatentODE(Forecaster):
         self.samples = config.samples
         self.encoder = RecurrentEncoder(channels, config.hidden)
         self.posterior = LatentGaussian(config.hidden, config.latent)
-        self.horizon = Horizon(config.latent, config.horizon_modes, config.width, config.steps)
+        self.horizon = Horizon(config.latent, config.horizon_modes, config.width, config.steps, config.tolerance)
         self.readout = Readout(2 * config.horizon_modes, channels, config.head, config.width, config.dropout)
 
     def prepare(self, windows: Sequence[Window]) -> None:

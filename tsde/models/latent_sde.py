@@ -9,10 +9,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import huber_loss, silu, softplus
+from torch.nn.functional import huber_loss, linear, silu, softplus
 
+from tsde.diffusion import Method, Terms, diffuse, interpolate
 from tsde.distribution import pool
-from tsde.flow import brownian_path, interpolate, steps_until
+from tsde.flow import steps_until
 from tsde.heads import HUBER, HeadName
 from tsde.metrics import crps_samples
 from tsde.model import Forecaster, Loss
@@ -27,6 +28,7 @@ from tsde.models.parts import (
     mean_loss,
     mlp,
     noise_like,
+    step_noise,
 )
 from tsde.models.readout import Readout
 from tsde.windows import Query, Window
@@ -44,6 +46,7 @@ class LatentSDEConfig(BaseModel):
     train_samples: int = Field(4, ge=2, description="paths of the prior drawn per training step")
     width: int = Field(64, ge=4, multiple_of=4, description="hidden units of drifts, diffusion and readout")
     steps: int = Field(12, ge=1, description="solver steps per horizon")
+    method: Method = Field("euler", description="reversible_heun: memory that does not grow with the steps")
     dropout: float = Field(0.1, ge=0, lt=1)
     head: HeadName = "quantile"
 
@@ -67,57 +70,50 @@ class LatentSDE(Forecaster):
     def __init__(self, config: LatentSDEConfig, channels: int):
         super().__init__()
         self.config = config
-        modes, size, width = config.modes, 2 * config.modes, config.width
+        size, width = 2 * config.modes, config.width
         self.encoder = RecurrentEncoder(channels, config.hidden)
         self.initial = LatentGaussian(config.hidden, size)
-        self.theta = nn.Linear(config.hidden, width)
-        self.modes = Modes(modes, FASTEST / 2)
-        self.inner, self.outer = nn.Linear(size, width, bias=False), nn.Linear(width, size)
-        self.diffusion = mlp(size, width, size)
-        self.future = nn.Linear(2 * channels * len(self.RATES), width)
-        self.control = mlp(size + width, width, size)
+        self.modes = Modes(config.modes, FASTEST / 2)
+        self.inner = nn.Linear(size, 3 * width)  # of f, g and u
+        self.theta, self.future = nn.Linear(config.hidden, width), nn.Linear(2 * channels * len(self.RATES), width)
+        self.drift, self.diffusion, self.control = (mlp(width, size) for _ in range(3))
         self.readout = Readout(size, channels, config.head, width, config.dropout)
 
     def prepare(self, windows: Sequence[Window]) -> None:
         limit_frequencies(self, windows)
 
-    def _drift(self, z: Tensor, theta: Tensor) -> Tensor:
-        """f(z, theta), the linear part apart."""
-        return self.outer(silu(self.inner(z) + theta))
+    def _terms(self, shift: Tensor, z: Tensor) -> Terms:
+        """The equation where `shift` is theta, and c(t) behind it for the posterior."""
+        width = self.config.width
+        seen = shift.shape[-1] // width  # 1 for the prior, 2 for the posterior
+        parts = 1 + seen
+        inner = linear(z, self.inner.weight[: parts * width], self.inner.bias[: parts * width])
+        drift, spread, *steer = inner.split(width, -1)
+        free = self.drift(silu(drift + shift[..., :width]))
+        diffusion = softplus(self.diffusion(silu(spread)) - 2)
+        if not steer:
+            return Terms(free, diffusion, z.new_zeros(()))
+        control = self.control(silu(steer[0] + shift[..., width:]))
+        return Terms(torch.addcmul(free, diffusion, control), diffusion, 0.5 * control.square().sum(-1))
 
-    def _diffusion(self, z: Tensor) -> Tensor:
-        return softplus(self.diffusion(z) - 2)
-
-    def _solve(self, query: Query, samples: int, future: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """States at the query times `(S, B, K, H, D)`, KL of the initial state `(B, K)` and of the path `(S, B, K)`."""
-        steps = self.config.steps
+    def _solve(self, query: Query, samples: int, window: Window | None = None) -> tuple[Tensor, Tensor]:
+        """States at the query times `(S, B, K, H, D)` of the prior, or of a window's posterior; KL `(S, B, K)`."""
+        h = 1 / self.config.steps
         encoded = at_origins(self.encoder(query.context), query)
         mean, deviation, kl = self.initial(encoded)
-        theta = self.theta(encoded)
         start = mean + deviation * noise_like(query, samples, mean.shape[-1], 0, self.training)
-        count = int(steps_until(query.lead * steps, 1.0).max())
-        noise = [noise_like(query, samples, mean.shape[-1], 1 + i, self.training) for i in range(count)]
+        rotation, count = self.modes(), int(steps_until(query.lead, h).max())
+        shift = self.theta(encoded).expand(count + 1, -1, -1, -1)
+        if window is not None:
+            shift = torch.cat([shift, self._future(window, count)], -1)
+        noise = step_noise(query, samples, mean.shape[-1], self.training)
+        paths = diffuse(self.config.method, self._terms, start, shift, noise, h, rotation, tuple(self.parameters()))
+        return interpolate(paths.states, query.lead / h, h, rotation), kl + paths.cost
 
-        def drift(i: int, z: Tensor) -> Tensor:
-            free = self._drift(z, theta)
-            return free if future is None else free + self._diffusion(z) * self._steer(z, future[i])
-
-        rotation = self.modes()
-        states = brownian_path(drift, lambda i, z: self._diffusion(z), start, noise, 1 / steps, rotation)
-        path_kl = mean.new_zeros(1)
-        if future is not None:
-            path_kl = 0.5 / steps * self._steer(states[:-1], future[:, None]).square().sum((0, -1))
-        return interpolate(states, query.lead * steps, 1 / steps, rotation), kl, path_kl
-
-    def _steer(self, z: Tensor, future: Tensor) -> Tensor:
-        """u(z, c(t))."""
-        return self.control(torch.cat([z, future.expand(*z.shape[:-1], -1)], -1))
-
-    def _future(self, window: Window) -> Tensor:
-        """c(t) at each step: kernel-weighted targets at or after t, `(n, B, K, width)`."""
-        lead, steps = window.query.lead, self.config.steps
-        count = int(steps_until(lead * steps, 1.0).max())
-        ahead = lead - torch.arange(count)[:, None, None, None] / steps  # (n, B, K, H)
+    def _future(self, window: Window, count: int) -> Tensor:
+        """c(t) at each grid point: kernel-weighted targets at or after t, `(count + 1, B, K, width)`."""
+        lead = window.query.lead
+        ahead = lead - torch.arange(count + 1)[:, None, None, None] / self.config.steps  # (n + 1, B, K, H)
         rates = lead.new_tensor(self.RATES)[:, None]
         weight = torch.exp(-rates * ahead.clamp(min=0)[..., None, :]) * (ahead >= 0)[..., None, :]  # (n, B, K, J, H)
         mask = window.mask.float()
@@ -125,13 +121,12 @@ class LatentSDE(Forecaster):
         return self.future((weight @ seen).flatten(-2))
 
     def forward(self, query: Query) -> Distribution:
-        states, _, _ = self._solve(query, self.config.samples, None)
-        return pool(self.readout(query, states))
+        return pool(self.readout(query, self._solve(query, self.config.samples)[0]))
 
     def loss(self, window: Window) -> Loss:
-        states, start_kl, path_kl = self._solve(window.query, 1, self._future(window))
-        elbo = mean_loss(self.readout(window.query, states, window.mask), window, start_kl + path_kl[0])
-        ahead, _, _ = self._solve(window.query, self.config.train_samples, None)
+        states, kl = self._solve(window.query, 1, window)
+        elbo = mean_loss(self.readout(window.query, states, window.mask), window, kl[0])
+        ahead, _ = self._solve(window.query, self.config.train_samples)
         forecast = pool(self.readout(window.query, ahead, window.mask), 4)
         target = window.values[window.mask]
         error = huber_loss(forecast.mean, target, reduction="sum", delta=HUBER)

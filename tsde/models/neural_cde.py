@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import silu
 
-from tsde.flow import Solver, cheap_tanh, flow, to_complex, to_real
+from tsde.flow import ControlledField, Solver, controlled
 from tsde.heads import HeadName
 from tsde.model import Forecaster, Loss
 from tsde.models.parts import FASTEST, Horizon, Modes, clipped, limit_frequencies, mean_loss, mlp
@@ -34,6 +33,7 @@ class NeuralCDEConfig(BaseModel):
     width: int = Field(64, ge=4, multiple_of=4, description="hidden units of field, horizon and readout")
     horizon_modes: int = Field(32, ge=1, description="complex modes of the latent ODE over the horizon")
     steps: int = Field(12, ge=1, description="solver steps per horizon")
+    tolerance: float | None = Field(None, gt=0, description="of adaptive steps over the horizon; else they are fixed")
     dropout: float = Field(0.1, ge=0, lt=1)
     head: HeadName = "quantile"
 
@@ -61,7 +61,7 @@ class NeuralCDE(Forecaster):
         self.inner = nn.Linear(config.hidden, config.width)
         self.outer = nn.Linear(config.width, config.hidden * config.control)
         self.encoded = nn.LayerNorm(config.hidden)
-        self.horizon = Horizon(config.hidden, config.horizon_modes, config.width, config.steps)
+        self.horizon = Horizon(config.hidden, config.horizon_modes, config.width, config.steps, config.tolerance)
         self.readout = Readout(2 * config.horizon_modes, channels, config.head, config.width, config.dropout)
 
     def prepare(self, windows: Sequence[Window]) -> None:
@@ -71,26 +71,14 @@ class NeuralCDE(Forecaster):
         """The control path and the state at its knots, `(B, n + 1, hidden)`."""
         raw = control_path(context, self.config.path)
         path = raw.mapped(self.control.weight)
-        turns = self.modes().over(path.elapsed).unbind(1)
-        state = self.initial(raw.initial)
-        states = [state]
-        for interval, turn in enumerate(turns):
-
-            def field(s: float, z: Tensor, interval: int = interval) -> Tensor:
-                drive = path.derivative(interval, s)  # (B, control)
-                matrix = cheap_tanh(self.outer(silu(self.inner(z)))).unflatten(-1, (-1, drive.shape[-1]))
-                return (matrix * drive[:, None]).sum(-1)  # a batched product may round by place in the batch
-
-            state = flow(field, to_real(to_complex(state) * turn), self.config.solver)
-            states.append(state)
-        return path, torch.stack(states, 1)
+        field = ControlledField(self.inner.weight, self.inner.bias, self.outer.weight, self.outer.bias)
+        states = controlled(field, path, self.initial(raw.initial), self.config.solver, self.modes())
+        return path, states.transpose(0, 1)
 
     def _states(self, query: Query) -> Tensor:
         """Latent states at the query times, `(B, K, H, D)`."""
         context = query.context
-        path, states = self.encode(
-            SeriesBatch(context.times, clipped(context), context.mask, context.key, context.static)
-        )
+        path, states = self.encode(replace(context, values=clipped(context)))
         knot = path.knot.gather(1, context.last_row(query.origins))  # (B, K)
         encoded = states.gather(1, knot[..., None].expand(-1, -1, states.shape[-1]))
         return self.horizon(self.encoded(encoded), query.lead)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,13 @@ from torch.distributions import Distribution
 from torch.nn.functional import silu, softplus
 
 from tsde import heads
-from tsde.flow import DenseSolution, Rotation, cheap_tanh, semilinear, to_complex, to_real
+from tsde.flow import DenseSolution, Rotation, semilinear
 from tsde.model import Loss
 from tsde.noise import standard_normal
+from tsde.scans.gated import gated_scan
+from tsde.scans.pairs import to_complex, to_real
 from tsde.series import SeriesBatch
+from tsde.solving import in_chunks
 from tsde.windows import Query, Window
 
 FASTEST = 40.0
@@ -116,20 +120,14 @@ class RecurrentEncoder(nn.Module):
         """The state after each row, `(B, L, hidden)`."""
         values, gaps = clipped(context), context.gaps
         features = torch.cat([values, context.mask.float(), torch.log1p(10 * gaps)[..., None]], -1)
-        drive = self.inputs(features).unbind(1)
-        turns = self.modes().over(gaps).unbind(1)
-        seen = context.observed[..., None].float().unbind(1)
-        state = values.new_zeros(len(values), self.hidden)
-        states = []
-        for x, turn, observed in zip(drive, turns, seen, strict=True):
-            state = to_real(to_complex(state) * turn)
-            xr, xz, xn = x.chunk(3, -1)
-            hr, hz, hn = self.state(state).chunk(3, -1)
-            update = torch.sigmoid(xz + hz) * observed
-            candidate = cheap_tanh(xn + torch.sigmoid(xr + hr) * hn)
-            state = state + update * (candidate - state)
-            states.append(state)
-        return torch.stack(states, 1)
+        rows = self.modes().over(gaps), self.inputs(features), context.observed[..., None].float()
+        start = values.new_zeros(len(values), self.hidden)
+        return over_rows(partial(gated_scan, weight=self.state.weight), start, *rows)
+
+
+def over_rows(scan: Callable[..., Tensor], start: Tensor, *rows: Tensor) -> Tensor:
+    """The states of a scan, which takes time first, over rows `(B, L, ...)`: `(B, L, D)`."""
+    return in_chunks(scan, start, *(row.transpose(0, 1).contiguous() for row in rows)).transpose(0, 1)
 
 
 class Horizon(nn.Module):
@@ -139,9 +137,9 @@ class Horizon(nn.Module):
     theta comes from the encoder's state, so each series has dynamics of its own. Queries read the dense solution.
     """
 
-    def __init__(self, encoded: int, modes: int, width: int, steps: int):
+    def __init__(self, encoded: int, modes: int, width: int, steps: int, tolerance: float | None):
         super().__init__()
-        self.steps = steps
+        self.steps, self.tolerance = steps, tolerance
         self.modes = Modes(modes, FASTEST / 2)
         self.start = nn.Linear(encoded, 2 * modes)
         self.theta = nn.Linear(encoded, width)
@@ -165,7 +163,7 @@ class Horizon(nn.Module):
         def field(z: Tensor) -> Tensor:
             return to_complex(self.outer(silu(self.inner(to_real(z)) + theta)))
 
-        return semilinear(self.modes(), field, start, until, self.steps)
+        return semilinear(self.modes(), field, start, until, self.steps, self.tolerance)
 
 
 class LatentGaussian(nn.Module):
@@ -190,6 +188,18 @@ def noise_like(query: Query, samples: int, size: int, stream: int, training: boo
         return torch.randn(samples, batch, origins, size, device=query.origins.device)
     drawn = standard_normal(query.context.key, (samples, size), stream)  # (B, S, size)
     return drawn.transpose(0, 1)[:, :, None].expand(-1, -1, origins, -1)
+
+
+def step_noise(query: Query, samples: int, size: int, training: bool) -> Callable[[int], Tensor]:
+    """Standard normal `(S, B, K, size)` for each step of a path, the same whenever a step is asked for."""
+    if not training:
+        return lambda i: noise_like(query, samples, size, 1 + i, training)
+    seed = int(torch.randint(2**62, ()))
+
+    def drawn(i: int) -> Tensor:
+        return torch.randn(samples, *query.origins.shape, size, generator=torch.Generator().manual_seed(seed + i))
+
+    return drawn
 
 
 def nonnegative_line(sums: Tensor) -> Tensor:

@@ -1,8 +1,5 @@
 """The filter's recurrence as one differentiable operation.
 
-Over a scan of L rows, automatic differentiation spends more time on bookkeeping than on arithmetic: some forty small
-operations per row, and a matrix product per row and weight in the backward pass. Here the whole scan is one node.
-
 Forward, for rows l = 1..L, states z in C^M (real pairs where a matrix acts), masks m, s_l = 1 if row l observes:
 
     z_l- = t_l * z_{l-1}                          t_l = exp(lambda gap_l), the exact flow
@@ -17,9 +14,7 @@ Backward, with y' for the gradient of y, from l = L down, z_l' starting from the
     e' = E^T [g', v'],   p' = -m_l e'
     (z_l-)' = z_l' + A^T [p', g', v'],   t_l' = (z_l-)' conj(z_{l-1}),   z_{l-1}' += (z_l-)' conj(t_l)
 
-The gradients of A, E and G are sums of outer products over rows and series: one product each at the end. The plain
-loop, differentiated automatically, is the oracle in `tests/test_scan.py`.
-"""
+The gradients of A, E and G are sums of outer products over rows and series: one product each at the end."""
 
 from __future__ import annotations
 
@@ -29,11 +24,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tsde.flow import to_real
+from tsde.scans.pairs import to_real
 
 
 def innovation_scan(
-    turns: Tensor, values: Tensor, mask: Tensor, drive: Tensor, seen: Tensor,
+    start: Tensor, turns: Tensor, values: Tensor, mask: Tensor, drive: Tensor, seen: Tensor,
     read: Tensor, bias: Tensor, innovate: Tensor, gain: Tensor,
 ) -> Tensor:  # fmt: skip
     """All states z_l of the scan above, time first: complex `(L, B, M)`.
@@ -41,27 +36,28 @@ def innovation_scan(
     Gradients reach everything but `values`, `mask` and `seen`, which are data.
 
     Args:
+        start: z_0, complex `(B, M)`.
         turns: t, complex `(L, B, M)`.
         values, mask: x and m, `(L, B, C)`, x zero where unobserved.
         drive: d, `(L, B, 2W)`. seen: s, `(L, B, 1)`, zero or one.
         read, bias: A `(C + 2W, 2M)` and b `(C + 2W,)`. innovate: E `(2W, C)`. gain: G `(2M, W)`.
     """
-    return _InnovationScan.apply(turns, values, mask, drive, seen, read, bias, innovate, gain)
+    return _InnovationScan.apply(start, turns, values, mask, drive, seen, read, bias, innovate, gain)
 
 
 class _InnovationScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, turns: Tensor, values: Tensor, mask: Tensor, drive: Tensor, seen: Tensor,
+        ctx: Any, start: Tensor, turns: Tensor, values: Tensor, mask: Tensor, drive: Tensor, seen: Tensor,
         read: Tensor, bias: Tensor, innovate: Tensor, gain: Tensor,
     ) -> Tensor:  # fmt: skip
-        length, batch, modes = turns.shape
+        length, batch, _ = turns.shape
         channels, width = values.shape[-1], gain.shape[1]
         before, states = torch.empty_like(turns), torch.empty_like(turns)
         innovation = torch.empty_like(values)
         opened, moved = values.new_empty(length, batch, width), values.new_empty(length, batch, width)
         read_t, innovate_t, gain_t = read.t().contiguous(), innovate.t().contiguous(), gain.t().contiguous()
-        state = turns.new_zeros(batch, modes)
+        state = start
         rows = (x.unbind(0) for x in (turns, values, mask, drive, seen, before, states, innovation, opened, moved))
         for turn, x, m, d, s, z, after, e, gate, move in zip(*rows, strict=True):
             torch.mul(state, turn, out=z)
@@ -73,13 +69,13 @@ class _InnovationScan(torch.autograd.Function):
             torch.sigmoid(gates[:, width:].mul_(2), out=move).mul_(2).sub_(1)  # tanh, nine times cheaper on a CPU
             torch.addmm(real, (gate * move).mul_(s), gain_t, out=to_real(after))
             state = after
-        ctx.save_for_backward(turns, mask, seen, read, innovate, gain, before, states, innovation, opened, moved)
+        ctx.save_for_backward(start, turns, mask, seen, read, innovate, gain, before, states, innovation, opened, moved)
         return states
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        turns, mask, seen, read, innovate, gain, before, states, innovation, opened, moved = ctx.saved_tensors
+        start, turns, mask, seen, read, innovate, gain, before, states, innovation, opened, moved = ctx.saved_tensors
         channels, width = innovation.shape[-1], gain.shape[1]
         # what the two gates pass on, for all rows at once
         to_gate = moved * opened * (1 - opened) * seen
@@ -99,11 +95,11 @@ class _InnovationScan(torch.autograd.Function):
             torch.mul(out[:, channels:] @ innovate, m, out=out[:, :channels])
             torch.addmm(to_real(after), out, read, out=to_real(z))
             carried = z * flow
-        previous = torch.cat([torch.zeros_like(states[:1]), states[:-1]])
+        previous = torch.cat([start[None], states[:-1]])
         gates = grad_read[..., channels:]
         used = opened * moved * seen
         return (
-            grad_before * previous.conj(), None, None, gates, None,
+            carried, grad_before * previous.conj(), None, None, gates, None,
             _outer(grad_read, to_real(before)), grad_read.sum((0, 1)),
             _outer(gates, innovation), _outer(to_real(grad_after), used),
         )  # fmt: skip

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tsde.flow import to_complex, to_real
-from tsde.scan import innovation_scan
+from tsde.scans.innovation import innovation_scan
+from tsde.scans.pairs import to_complex, to_real
 
 LENGTH, BATCH, MODES, CHANNELS, WIDTH = 7, 3, 4, 2, 5
 
 
-def plain_scan(turns, values, mask, drive, seen, read, bias, innovate, gain) -> Tensor:
-    """The equations of `tsde/scan.py`, line by line."""
-    state, states = torch.zeros_like(turns[0]), []
+def plain_scan(start, turns, values, mask, drive, seen, read, bias, innovate, gain) -> Tensor:
+    """The equations of `tsde/scans/innovation.py`, line by line."""
+    state, states = start, []
     for t, x, m, d, s in zip(turns, values, mask, drive, seen, strict=True):
         state = state * t
         prediction, share = (to_real(state) @ read.t() + bias).split([x.shape[-1], d.shape[-1]], -1)
@@ -41,7 +41,8 @@ def inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
     drive, read, bias, innovate, gain = (x.requires_grad_() for x in drawn)
     values = torch.randn(LENGTH, BATCH, CHANNELS, dtype=dtype) * mask
     seen = mask.amax(-1, keepdim=True)
-    return [turns.requires_grad_(), values, mask, drive, seen, read, bias, innovate, gain]
+    start = torch.randn(BATCH, MODES, dtype=real)
+    return [start.requires_grad_(), turns.requires_grad_(), values, mask, drive, seen, read, bias, innovate, gain]
 
 
 def test_states_equal_the_plain_loop() -> None:
@@ -70,4 +71,4 @@ def test_two_graphs_may_live_at_once() -> None:
     one, two = innovation_scan(*first), innovation_scan(*second)
     to_real(two).sum().backward()
     to_real(one).sum().backward()
-    assert torch.equal(first[5].grad, second[5].grad)
+    assert torch.equal(first[6].grad, second[6].grad)

@@ -1,0 +1,93 @@
+"""The recurrence of an ODE-RNN with a linear flow and a gated recurrent unit, as one differentiable operation.
+
+For rows l = 1..L, states h in R^D (D / 2 complex modes where they turn), s_l = 1 if row l observes anything:
+
+    h_l- = t_l * h_{l-1}                              t_l = exp(lambda gap_l), the exact flow
+    [p_l, q_l, c_l] = U h_l-
+    r_l = sigma(x^r_l + p_l),   u_l = s_l sigma(x^u_l + q_l),   n_l = tanh(x^n_l + r_l c_l)
+    h_l = h_l- + u_l (n_l - h_l-)
+
+Backward, with y' for the gradient of y, from l = L down, h_l' starting from the gradient of output l:
+
+    q' = h_l' (n_l - h_l-) u_l (1 - sigma_l),   w = h_l' u_l (1 - n_l^2),   c' = w r_l,   p' = w c_l r_l (1 - r_l)
+    (h_l-)' = h_l' (1 - u_l) + U^T [p', q', c'],   x_l' = [p', q', w]
+    t_l' = (h_l-)' conj(h_{l-1}),   h_{l-1}' += (h_l-)' conj(t_l)
+
+All factors but h_l' are formed for all rows at once, and the gradient of U is one product at the end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tsde.scans.pairs import to_complex, to_real
+
+
+def gated_scan(start: Tensor, turns: Tensor, drive: Tensor, seen: Tensor, weight: Tensor) -> Tensor:
+    """All states h_l of the scan above, time first: `(L, B, D)`.
+
+    Args:
+        start: h_0, `(B, D)`.
+        turns: t, complex `(L, B, D / 2)`.
+        drive: x = [x^r, x^u, x^n], `(L, B, 3D)`. seen: s, `(L, B, 1)`, zero or one; it is data and gets no gradient.
+        weight: U, `(3D, D)`.
+    """
+    return _GatedScan.apply(start, turns, drive, seen, weight)
+
+
+class _GatedScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, start: Tensor, turns: Tensor, drive: Tensor, seen: Tensor, weight: Tensor) -> Tensor:
+        length, batch, size = *turns.shape[:2], weight.shape[1]
+        before, states, change, candidate = (start.new_empty(length, batch, size) for _ in range(4))
+        opened, shared = start.new_empty(length, batch, 2 * size), start.new_empty(length, batch, size)
+        weight_t, state = weight.t().contiguous(), start
+        gates_in, candidate_in = drive[..., : 2 * size], drive[..., 2 * size :]
+        rows = (turns, gates_in, candidate_in, seen, before, opened, shared, candidate, change, states)
+        for turn, xg, xn, s, h, gate, c, n, move, after in zip(*(x.unbind(0) for x in rows), strict=True):
+            torch.mul(to_complex(state), turn, out=to_complex(h))
+            product = h @ weight_t
+            torch.add(product[:, : 2 * size], xg, out=gate).sigmoid_()
+            c.copy_(product[:, 2 * size :])
+            reset, update = gate[:, :size], gate[:, size:]
+            torch.addcmul(xn, reset, c, out=n).mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, nine times cheaper on a CPU
+            torch.sub(n, h, out=move)
+            torch.addcmul(h, update * s, move, out=after)
+            state = after
+        ctx.save_for_backward(start, turns, seen, weight, before, states, opened, shared, candidate, change)
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        start, turns, seen, weight, before, states, opened, shared, candidate, change = ctx.saved_tensors
+        size = weight.shape[1]
+        reset, gate = opened[..., :size], opened[..., size:]
+        update = gate * seen
+        to_update = change * update * (1 - gate)
+        to_candidate = update * (1 - candidate.square())
+        to_reset = shared * reset * (1 - reset)
+        keep = 1 - update
+        raw = opened.new_empty(*opened.shape[:2], 3 * size)  # [p', q', c']
+        grad_candidate, grad_before = torch.empty_like(before), torch.empty_like(before)
+        flows = turns.conj().resolve_conj()
+        carried = torch.zeros_like(start)
+        rows = (grad, flows, to_update, to_candidate, to_reset, reset, keep, raw, grad_candidate, grad_before)
+        for given, flow, a_u, a_n, a_r, r, k, out, w, h in reversed(
+            list(zip(*(x.unbind(0) for x in rows), strict=True))
+        ):
+            after = carried + given
+            torch.mul(after, a_n, out=w)
+            torch.mul(w, a_r, out=out[:, :size])
+            torch.mul(after, a_u, out=out[:, size : 2 * size])
+            torch.mul(w, r, out=out[:, 2 * size :])
+            torch.addmm(after.mul_(k), out, weight, out=h)
+            carried = to_real(to_complex(h) * flow)
+        previous = to_complex(torch.cat([start[None], states[:-1]]))
+        grad_drive = torch.cat([raw[..., : 2 * size], grad_candidate], -1)
+        grad_weight = raw.flatten(0, 1).t() @ before.flatten(0, 1)
+        return carried, to_complex(grad_before) * previous.conj(), grad_drive, None, grad_weight
