@@ -37,6 +37,7 @@ LAYERS: dict[str, int] = {
     "scans.controlled": 2,
     "scans.gated": 2,
     "scans.innovation": 2,
+    "scans.steered": 2,
     "scans": 3,
     "solving": 1,
     "adaptive": 1,

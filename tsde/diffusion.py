@@ -9,14 +9,16 @@ that it can be drawn again instead of being kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear, silu, softplus
 
 from tsde.flow import Rotation, steps_until
 from tsde.scans.pairs import to_complex, to_real
+from tsde.scans.steered import SteeredWeights, steered_scan
 from tsde.solving import wanted
 
 
@@ -28,8 +30,35 @@ class Terms(NamedTuple):
     rate: Tensor
 
 
-Dynamics = Callable[[Tensor, Tensor], Terms]
-"""The terms at a grid point, from what is known there (a row of `rows`) and states `(..., D)`."""
+class Dynamics(Protocol):
+    """The terms at a grid point, from what is known there (a row of `rows`) and states `(..., D)`."""
+
+    def __call__(self, row: Tensor, z: Tensor, /) -> Terms: ...
+
+
+class SteeredField(NamedTuple):
+    """Dynamics by two-layer networks that share their input, the drift steered through the diffusion:
+
+        prior:      f(s, z) and g(z)
+        posterior:  f(s, z) + g(z) u(s, z) and g(z), at the rate |u|^2 / 2
+
+    by Girsanov's theorem the rate at which their paths' Kullback-Leibler divergence grows. g = softplus(d); for the
+    weights see `scans/steered.py`. A row is what shifts the hidden units of f, and behind it of u.
+    """
+
+    weights: SteeredWeights
+
+    def __call__(self, row: Tensor, z: Tensor) -> Terms:
+        inner, inner_bias, outer, outer_bias = self.weights
+        width = outer.shape[-1]
+        spread, drift, *steer = linear(z, inner, inner_bias).split(width, -1)
+        diffusion = softplus(linear(silu(spread), outer[0], outer_bias[0]))
+        free = linear(silu(drift + row[..., :width]), outer[1], outer_bias[1])
+        if not steer:
+            return Terms(free, diffusion, z.new_zeros(z.shape[:-1]))
+        control = linear(silu(steer[0] + row[..., width:]), outer[2], outer_bias[2])
+        return Terms(torch.addcmul(free, diffusion, control), diffusion, 0.5 * control.square().sum(-1))
+
 
 Noise = Callable[[int], Tensor]
 """Standard normal numbers of the state's shape for the i-th step, the same whenever asked."""
@@ -55,9 +84,28 @@ def diffuse(
     inputs: Sequence[Tensor] = (),
 ) -> Paths:
     """Paths by the method of that name; the arguments are those of the methods below."""
+    if method == "euler" and isinstance(dynamics, SteeredField) and rotation is not None and wanted() is None:
+        return _steered(dynamics, state, rows, noise, h, rotation)
     if method == "euler":
         return euler_maruyama(dynamics, state, rows, noise, h, rotation)
     return reversible_heun(dynamics, state, rows, noise, h, rotation, inputs)
+
+
+def _steered(field: SteeredField, state: Tensor, rows: Tensor, noise: Noise, h: float, rotation: Rotation) -> Paths:
+    """`euler_maruyama` as one operation."""
+    shape = state.shape
+    steps = len(rows) - 1
+    drawn = torch.stack([noise(i) for i in range(steps)])
+    samples, size = shape[0], shape[-1]
+    states, cost = steered_scan(
+        state.reshape(samples, -1, size),
+        rotation.over(state.new_tensor(h)),
+        rows[:-1].flatten(1, -2),
+        drawn.reshape(steps, samples, -1, size),
+        h,
+        field.weights,
+    )
+    return Paths(states.reshape(-1, *shape), cost.reshape(shape[:-1]))
 
 
 def euler_maruyama(

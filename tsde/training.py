@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -21,6 +21,7 @@ from tsde.distribution import summarise
 from tsde.errors import ArtifactError, DivergedError, UsageError
 from tsde.metrics import crps_quantiles
 from tsde.model import Forecaster
+from tsde.solving import Estimates, estimating, recomputing
 from tsde.windows import Origins, Window, WindowConfig, draw_windows
 
 
@@ -35,6 +36,40 @@ def _seconds(value: object) -> object:
 
 
 WallTime = Annotated[float, BeforeValidator(_seconds)]
+
+
+class Regularise(BaseModel):
+    """Weights of what the solver says about its own work, so that learned dynamics become cheaper to solve.
+
+    Global, over all steps (Pal et al. 2021, "Opening the Blackbox"), or at one time drawn at random in every training
+    step, which is as good on average (Pal et al. 2023, "Locally Regularized Neural Differential Equations").
+    Deviation: steps are fixed, so the estimates are those of the fixed steps.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    error: float = Field(0.0, ge=0, allow_inf_nan=False, description="weight of the local error estimate")
+    stiffness: float = Field(0.0, ge=0, allow_inf_nan=False, description="weight of the stiffness estimate")
+    times: Literal["all", "random"] = Field("all", description="steps that count")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is asked for."""
+        return self.error > 0 or self.stiffness > 0
+
+    def penalty(self, estimates: Estimates) -> Tensor:
+        """The weighted mean of the estimates over the steps that count.
+
+        Raises:
+            UsageError: no equation was solved.
+        """
+        if not estimates.error:
+            raise UsageError("train.regularise expects a family that solves an equation over steps; leave it out here")
+        error, stiffness = torch.stack(estimates.error), torch.stack(estimates.stiffness)
+        if self.times == "random":
+            chosen = torch.randint(len(error), (1,))
+            error, stiffness = error[chosen], stiffness[chosen]
+        return self.error * error.mean() + self.stiffness * stiffness.mean()
 
 
 class TrainConfig(BaseModel):
@@ -55,6 +90,10 @@ class TrainConfig(BaseModel):
         0.3, ge=0, le=1, description="share of training over which the KL weight rises to kl_weight"
     )
     kl_weight: float = Field(0.01, ge=0, description="weight of KL terms: scores are not in nats")
+    regularise: Regularise = Regularise()
+    recompute: int | None = Field(
+        None, ge=1, description="rows between the states of a context kept for gradients: less memory, more time"
+    )
     validate_every: int = Field(100, ge=1, description="steps between validations; a checkpoint follows each")
     patience: int = Field(10, ge=1, description="validations without improvement before stopping")
     members: int = Field(4, ge=1, description="models trained from different seeds and averaged into one forecast")
@@ -204,10 +243,12 @@ class _Loop:
             group["lr"] = config.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * min(share, 1.0)))
         window = draw_windows(self.origins, self.windows, config.batch, self.generator)
         model.train()
-        loss = model.loss(window if model.causal else window.per_origin())
+        with estimating(config.regularise.active) as estimates, recomputing(config.recompute):
+            loss = model.loss(window if model.causal else window.per_origin())
+        penalty = config.regularise.penalty(estimates) if config.regularise.active else 0.0
         weight = config.kl_weight * min(1.0, share / config.kl_warmup if config.kl_warmup else 1.0)
         self.optimiser.zero_grad()
-        (loss.score + weight * loss.kl).backward()
+        (loss.score + weight * loss.kl + penalty).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         self._check(loss.score, loss.kl, norm)
         self.optimiser.step()

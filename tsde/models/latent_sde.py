@@ -9,9 +9,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import huber_loss, linear, silu, softplus
+from torch.nn.functional import huber_loss
 
-from tsde.diffusion import Method, Terms, diffuse, interpolate
+from tsde.diffusion import Method, SteeredField, diffuse, interpolate
 from tsde.distribution import pool
 from tsde.flow import steps_until
 from tsde.heads import HUBER, HeadName
@@ -31,6 +31,7 @@ from tsde.models.parts import (
     step_noise,
 )
 from tsde.models.readout import Readout
+from tsde.scans.steered import SteeredWeights
 from tsde.windows import Query, Window
 
 
@@ -74,27 +75,23 @@ class LatentSDE(Forecaster):
         self.encoder = RecurrentEncoder(channels, config.hidden)
         self.initial = LatentGaussian(config.hidden, size)
         self.modes = Modes(config.modes, FASTEST / 2)
-        self.inner = nn.Linear(size, 3 * width)  # of f, g and u
+        self.inner = nn.Linear(size, 3 * width)  # of g, f and u
         self.theta, self.future = nn.Linear(config.hidden, width), nn.Linear(2 * channels * len(self.RATES), width)
-        self.drift, self.diffusion, self.control = (mlp(width, size) for _ in range(3))
+        self.diffusion, self.drift, self.control = (mlp(width, size) for _ in range(3))
         self.readout = Readout(size, channels, config.head, width, config.dropout)
 
     def prepare(self, windows: Sequence[Window]) -> None:
         limit_frequencies(self, windows)
 
-    def _terms(self, shift: Tensor, z: Tensor) -> Terms:
-        """The equation where `shift` is theta, and c(t) behind it for the posterior."""
-        width = self.config.width
-        seen = shift.shape[-1] // width  # 1 for the prior, 2 for the posterior
-        parts = 1 + seen
-        inner = linear(z, self.inner.weight[: parts * width], self.inner.bias[: parts * width])
-        drift, spread, *steer = inner.split(width, -1)
-        free = self.drift(silu(drift + shift[..., :width]))
-        diffusion = softplus(self.diffusion(silu(spread)) - 2)
-        if not steer:
-            return Terms(free, diffusion, z.new_zeros(()))
-        control = self.control(silu(steer[0] + shift[..., width:]))
-        return Terms(torch.addcmul(free, diffusion, control), diffusion, 0.5 * control.square().sum(-1))
+    def _field(self, parts: int) -> SteeredField:
+        """g and f, and u where there are three parts."""
+        rows = parts * self.config.width
+        layers = (part.parameters() for part in (self.diffusion, self.drift, self.control)[:parts])
+        outer, bias = (torch.stack(both) for both in zip(*layers, strict=True))
+        little_noise = bias.new_tensor([-2.0, 0.0, 0.0])[:parts, None]  # to begin with
+        return SteeredField(
+            SteeredWeights(self.inner.weight[:rows], self.inner.bias[:rows], outer, bias + little_noise)
+        )
 
     def _solve(self, query: Query, samples: int, window: Window | None = None) -> tuple[Tensor, Tensor]:
         """States at the query times `(S, B, K, H, D)` of the prior, or of a window's posterior; KL `(S, B, K)`."""
@@ -107,7 +104,8 @@ class LatentSDE(Forecaster):
         if window is not None:
             shift = torch.cat([shift, self._future(window, count)], -1)
         noise = step_noise(query, samples, mean.shape[-1], self.training)
-        paths = diffuse(self.config.method, self._terms, start, shift, noise, h, rotation, tuple(self.parameters()))
+        field = self._field(2 if window is None else 3)
+        paths = diffuse(self.config.method, field, start, shift, noise, h, rotation, field.weights)
         return interpolate(paths.states, query.lead / h, h, rotation), kl + paths.cost
 
     def _future(self, window: Window, count: int) -> Tensor:
