@@ -1,4 +1,4 @@
-"""Adaptive steps for those who ask, through torchdiffeq.
+"""Adaptive steps for those who ask, through torchdiffeq and torchsde.
 
 The rows of a batch share their steps, which follow the largest error among them. A model with adaptive steps is
 therefore asked for one series at a time (`Forecaster.adaptive`), else a forecast would depend on its neighbours.
@@ -10,12 +10,16 @@ from collections.abc import Callable
 
 import torch
 import torchdiffeq
-from torch import Tensor
+import torchsde
+from torch import Tensor, nn
 
 MAX_STEPS = 5000
+_SHORTEST = 1e-4  # of a horizon: steps of a stochastic solver never get shorter, whatever its error
+
+TimeField = Callable[[float, Tensor], Tensor]
 
 
-def solve(field: Callable[[float, Tensor], Tensor], state: Tensor, times: Tensor, tolerance: float) -> Tensor:
+def solve(field: TimeField, state: Tensor, times: Tensor, tolerance: float) -> Tensor:
     """z' = field(t, z) by the pair of Dormand and Prince, orders 5 and 4: `(N, D)` -> `(T, N, D)` at `times (T,)`.
 
     A solution that needs more than `MAX_STEPS` steps, or steps too short for its arithmetic, becomes not a number.
@@ -26,7 +30,7 @@ def solve(field: Callable[[float, Tensor], Tensor], state: Tensor, times: Tensor
 
     try:
         return torchdiffeq.odeint(
-            lambda t, z: field(float(t), z),
+            lambda t, z: field(float(t.detach()), z),
             state,
             times,
             rtol=tolerance,
@@ -36,3 +40,49 @@ def solve(field: Callable[[float, Tensor], Tensor], state: Tensor, times: Tensor
         )
     except AssertionError:
         return state.new_full((len(times), *state.shape), torch.nan)
+
+
+class _Equation(nn.Module):
+    """What torchsde wants to be given."""
+
+    noise_type, sde_type = "diagonal", "ito"
+
+    def __init__(self, drift: TimeField, diffusion: TimeField):
+        super().__init__()
+        self._drift, self._diffusion = drift, diffusion
+
+    def f(self, t: Tensor, z: Tensor) -> Tensor:
+        return self._drift(float(t.detach()), z)
+
+    def g(self, t: Tensor, z: Tensor) -> Tensor:
+        return self._diffusion(float(t.detach()), z)
+
+
+def solve_stochastic(
+    drift: TimeField, diffusion: TimeField, state: Tensor, times: Tensor, tolerance: float, entropy: int
+) -> Tensor:
+    """dz = f dt + g dW, Ito, g diagonal: `(N, D)` -> `(T, N, D)` at `times (T,)`, which are equally spaced.
+
+    Roessler's strong order 1.5 Runge-Kutta method with steps halved until two half steps agree with a whole one.
+
+    Args:
+        entropy: seeds the Brownian motion; the same entropy is the same motion, whatever the steps.
+    """
+    span, spacing = float(times[-1]), float(times[1])
+    size = (len(state), state.shape[-1])
+    # the area between a path and its chord, which the method needs, comes with the increments
+    motion = torchsde.BrownianInterval(
+        0.0, span, size=size, dtype=state.dtype, entropy=entropy, dt=spacing, levy_area_approximation="space-time"
+    )
+    return torchsde.sdeint(
+        _Equation(drift, diffusion),
+        state,
+        times,
+        bm=motion,
+        method="srk",
+        dt=spacing,
+        adaptive=True,
+        rtol=tolerance,
+        atol=tolerance,
+        dt_min=_SHORTEST,
+    )

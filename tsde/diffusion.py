@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear, silu, softplus
+from torch.nn.functional import linear, pad, silu, softplus
 
+from tsde import adaptive
 from tsde.flow import Rotation, steps_until
 from tsde.scans.pairs import to_complex, to_real
 from tsde.scans.steered import SteeredWeights, steered_scan
@@ -74,7 +75,7 @@ class Paths(NamedTuple):
 
 
 def diffuse(
-    method: Method,
+    how: tuple[Method, float | None],
     dynamics: Dynamics,
     state: Tensor,
     rows: Tensor,
@@ -83,7 +84,10 @@ def diffuse(
     rotation: Rotation | None = None,
     inputs: Sequence[Tensor] = (),
 ) -> Paths:
-    """Paths by the method of that name; the arguments are those of the methods below."""
+    """Paths by the method of that name, or by adaptive steps of that tolerance; else the methods' arguments below."""
+    method, tolerance = how
+    if tolerance is not None:
+        return _adaptive(_with_linear(dynamics, rotation), state, rows, noise, h, tolerance)
     if method == "euler" and isinstance(dynamics, SteeredField) and rotation is not None and wanted() is None:
         return _steered(dynamics, state, rows, noise, h, rotation)
     if method == "euler":
@@ -106,6 +110,33 @@ def _steered(field: SteeredField, state: Tensor, rows: Tensor, noise: Noise, h: 
         field.weights,
     )
     return Paths(states.reshape(-1, *shape), cost.reshape(shape[:-1]))
+
+
+def _adaptive(dynamics: Dynamics, state: Tensor, rows: Tensor, noise: Noise, h: float, tolerance: float) -> Paths:
+    """Steps as long as their error allows, in Ito's sense, between the same grid points; a row holds until the next.
+
+    The cost is one more component of the state, without noise. The first number of the first step's noise seeds the
+    Brownian motion.
+    """
+    shape, steps = state.shape, len(rows) - 1
+    flat = state.reshape(-1, shape[-1])
+
+    def terms(t: float, z: Tensor) -> Terms:
+        return dynamics(rows[min(int(t / h), steps - 1)], z[:, :-1].contiguous().reshape(shape))
+
+    def drift(t: float, z: Tensor) -> Tensor:
+        here = terms(t, z)
+        rate = here.rate.expand(shape[:-1])
+        return torch.cat([here.drift, rate[..., None]], -1).reshape(len(flat), -1)
+
+    def diffusion(t: float, z: Tensor) -> Tensor:
+        return pad(terms(t, z).diffusion, (0, 1)).reshape(len(flat), -1)
+
+    entropy = abs(int(noise(0).double().flatten()[:1].view(torch.int64)))
+    times = torch.arange(steps + 1, dtype=state.dtype) * h
+    solved = adaptive.solve_stochastic(drift, diffusion, pad(flat, (0, 1)), times, tolerance, entropy)
+    states, cost = solved[..., :-1].reshape(-1, *shape), solved[-1, :, -1].reshape(shape[:-1])
+    return Paths(states, cost)
 
 
 def euler_maruyama(

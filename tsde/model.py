@@ -30,6 +30,9 @@ class Forecaster(nn.Module, ABC):
     causal = True
     """Whether one pass over a series serves all its origins; else the loop hands over one origin per row (K = 1)."""
 
+    adaptive = False
+    """Whether a solver's steps follow its error; such a model is asked for one series at a time."""
+
     def prepare(self, windows: Sequence[Window]) -> None:
         """Fit in closed form, or take statistics, before gradient steps; families without such parts leave it."""
 

@@ -48,6 +48,7 @@ class Filter(Forecaster):
     def __init__(self, config: FilterConfig, channels: int):
         super().__init__()
         size, gates = 2 * config.modes, 2 * config.width
+        self.adaptive = config.tolerance is not None
         self.modes = Modes(config.modes, FASTEST)
         self.read = nn.Linear(size, channels + gates)  # C, and W's columns for the state
         self.from_innovation = nn.Linear(channels, gates, bias=False)

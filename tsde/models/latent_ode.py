@@ -54,7 +54,7 @@ class LatentODE(Forecaster):
 
     def __init__(self, config: LatentODEConfig, channels: int):
         super().__init__()
-        self.samples = config.samples
+        self.samples, self.adaptive = config.samples, config.tolerance is not None
         self.encoder = RecurrentEncoder(channels, config.hidden)
         self.posterior = LatentGaussian(config.hidden, config.latent)
         self.horizon = Horizon(config.latent, config.horizon_modes, config.width, config.steps, config.tolerance)

@@ -48,6 +48,7 @@ class LatentSDEConfig(BaseModel):
     width: int = Field(64, ge=4, multiple_of=4, description="hidden units of drifts, diffusion and readout")
     steps: int = Field(12, ge=1, description="solver steps per horizon")
     method: Method = Field("euler", description="reversible_heun: memory that does not grow with the steps")
+    tolerance: float | None = Field(None, gt=0, description="of adaptive steps over the horizon; else they are fixed")
     dropout: float = Field(0.1, ge=0, lt=1)
     head: HeadName = "quantile"
 
@@ -70,7 +71,7 @@ class LatentSDE(Forecaster):
 
     def __init__(self, config: LatentSDEConfig, channels: int):
         super().__init__()
-        self.config = config
+        self.config, self.adaptive = config, config.tolerance is not None
         size, width = 2 * config.modes, config.width
         self.encoder = RecurrentEncoder(channels, config.hidden)
         self.initial = LatentGaussian(config.hidden, size)
@@ -105,7 +106,8 @@ class LatentSDE(Forecaster):
             shift = torch.cat([shift, self._future(window, count)], -1)
         noise = step_noise(query, samples, mean.shape[-1], self.training)
         field = self._field(2 if window is None else 3)
-        paths = diffuse(self.config.method, field, start, shift, noise, h, rotation, field.weights)
+        how = self.config.method, self.config.tolerance
+        paths = diffuse(how, field, start, shift, noise, h, rotation, field.weights)
         return interpolate(paths.states, query.lead / h, h, rotation), kl + paths.cost
 
     def _future(self, window: Window, count: int) -> Tensor:

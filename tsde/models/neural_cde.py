@@ -55,6 +55,7 @@ class NeuralCDE(Forecaster):
         size = control_size(channels, config.path)
         self.config = config
         self.causal = is_causal(config.path)
+        self.adaptive = config.solver.adaptive or config.tolerance is not None
         self.initial = mlp(size, config.width, config.hidden)
         self.control = nn.Linear(size, config.control, bias=False)
         self.modes = Modes(config.hidden // 2, FASTEST)
