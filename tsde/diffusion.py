@@ -161,7 +161,7 @@ def euler_maruyama(
         terms = dynamics(row, state)
         if estimates is not None and before is not None:  # what Heun's method would add to the last step
             change = terms.drift - before.drift
-            estimates.note(h / 2 * change, change, state - states[-2])
+            estimates.note(h / 2 * change, state, change, state - states[-2])
         cost = cost + h * terms.rate
         state = torch.addcmul(state + h * terms.drift, terms.diffusion, noise(i), value=h**0.5)
         state = state if turn is None else to_real(to_complex(state) * turn)

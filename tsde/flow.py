@@ -74,10 +74,10 @@ def _runge_kutta(field: TimeField, s: float, state: Tensor, h: float, tableau: T
     if (estimates := wanted()) is not None:
         if tableau.lower is None:  # Euler's error is what Heun's method would add
             end = field(s + h, after)
-            estimates.note(h / 2 * (end - slopes[0]), end - slopes[0], after - state)
+            estimates.note(h / 2 * (end - slopes[0]), after, end - slopes[0], after - state)
         else:
             error = _combined(state, tableau.lower, slopes, h) - after
-            estimates.note(error, slopes[-1] - slopes[0], point - state)
+            estimates.note(error, after, slopes[-1] - slopes[0], point - state)
     return after
 
 
@@ -231,7 +231,7 @@ def semilinear(
         if estimates is not None:
             # the whole field, since it is what a method that does not know lambda has to follow
             change = drives[-1] - slope + rotation.rate * (middle - state)
-            estimates.note(to_real(h * change), to_real(change), to_real(middle - state))
+            estimates.note(to_real(h * change), to_real(middle), to_real(change), to_real(middle - state))
         state = turn * state + drive * drives[-1]
         states.append(state)
     return DenseSolution(rotation, torch.stack(states), torch.stack(drives), h)

@@ -22,7 +22,7 @@ _TINY = 1e-12
 class Estimates:
     """A solver's own estimates of how hard its solutions are, a mean over rows for every step taken.
 
-    error: root mean square over the state of the local error of a step, in units of the state.
+    error: the local error of a step relative to the state, both as root mean squares over its components.
     stiffness: |k_s - k_1| / |y_s - y_1| between two stages of a step, an estimate of the field's largest eigenvalue
         (Shampine 1977), per unit of the step's own time.
     """
@@ -30,9 +30,13 @@ class Estimates:
     error: list[Tensor] = field(default_factory=list)
     stiffness: list[Tensor] = field(default_factory=list)
 
-    def note(self, error: Tensor, slopes: Tensor, points: Tensor) -> None:
-        """Take down one step: its `error (..., D)`, and the differences of two slopes and of the points they are at."""
-        self.error.append((error.square().mean(-1) + _TINY).sqrt().mean())
+    def note(self, error: Tensor, state: Tensor, slopes: Tensor, points: Tensor) -> None:
+        """Take down one step: its error and the state, and the differences of two slopes and of the points they are at.
+
+        All are `(..., D)`.
+        """
+        size = state.square().mean(-1) + 1e-6
+        self.error.append(((error.square().mean(-1) + _TINY) / size).sqrt().mean())
         rise, run = slopes.square().sum(-1), points.square().sum(-1)
         self.stiffness.append(((rise + _TINY) / (run + 1e-6)).sqrt().mean())
 
