@@ -9,11 +9,12 @@ For rows l = 1..L, states h in R^D (D / 2 complex modes where they turn), s_l = 
 
 Backward, with y' for the gradient of y, from l = L down, h_l' starting from the gradient of output l:
 
-    q' = h_l' (n_l - h_l-) u_l (1 - sigma_l),   w = h_l' u_l (1 - n_l^2),   c' = w r_l,   p' = w c_l r_l (1 - r_l)
+    q' = h_l' (n_l - h_l-) u_l (1 - u_l),   w = h_l' u_l (1 - n_l^2),   c' = w r_l,   p' = w c_l r_l (1 - r_l)
     (h_l-)' = h_l' (1 - u_l) + U^T [p', q', c'],   x_l' = [p', q', w]
     t_l' = (h_l-)' conj(h_{l-1}),   h_{l-1}' += (h_l-)' conj(t_l)
 
-All factors but h_l' are formed for all rows at once, and the gradient of U is one product at the end.
+u_l is zero or sigma, so that s_l is not needed there. All factors but h_l' are formed for all rows at once, and the
+gradient of U is one product at the end.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tsde.scans.pairs import to_complex, to_real
+from tsde.scans.pairs import to_complex
 
 
 def gated_scan(start: Tensor, turns: Tensor, drive: Tensor, seen: Tensor, weight: Tensor) -> Tensor:
@@ -43,50 +44,51 @@ class _GatedScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, start: Tensor, turns: Tensor, drive: Tensor, seen: Tensor, weight: Tensor) -> Tensor:
         length, batch, size = *turns.shape[:2], weight.shape[1]
-        before, states, change, candidate = (start.new_empty(length, batch, size) for _ in range(4))
-        opened, shared = start.new_empty(length, batch, 2 * size), start.new_empty(length, batch, size)
-        weight_t, state = weight.t().contiguous(), start
-        gates_in, candidate_in = drive[..., : 2 * size], drive[..., 2 * size :]
-        rows = (turns, gates_in, candidate_in, seen, before, opened, shared, candidate, change, states)
-        for turn, xg, xn, s, h, gate, c, n, move, after in zip(*(x.unbind(0) for x in rows), strict=True):
+        before, states, shared, candidate = (start.new_empty(length, batch, size) for _ in range(4))
+        opened = start.new_empty(length, batch, 2 * size)
+        reset_in, update_in, candidate_in = drive.split(size, -1)
+        gates_in = torch.cat([reset_in, update_in.masked_fill(seen == 0, -torch.inf)], -1)  # sigma(-inf) is zero
+        candidate_in = 2 * candidate_in  # tanh(x) = 2 sigma(2x) - 1, nine times cheaper on a CPU
+        gates_t = weight[: 2 * size].t().contiguous()
+        candidate_t = (2 * weight[2 * size :]).t().contiguous()
+        state = start
+        resets, updates = opened[..., :size], opened[..., size:]
+        rows = (turns, gates_in, candidate_in, before, opened, resets, updates, shared, candidate, states)
+        for turn, xg, xn, h, gate, r, u, c, n, after in zip(*(x.unbind(0) for x in rows), strict=True):
             torch.mul(to_complex(state), turn, out=to_complex(h))
-            product = h @ weight_t
-            torch.add(product[:, : 2 * size], xg, out=gate).sigmoid_()
-            c.copy_(product[:, 2 * size :])
-            reset, update = gate[:, :size], gate[:, size:]
-            torch.addcmul(xn, reset, c, out=n).mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, nine times cheaper on a CPU
-            torch.sub(n, h, out=move)
-            torch.addcmul(h, update * s, move, out=after)
+            torch.addmm(xg, h, gates_t, out=gate).sigmoid_()
+            torch.mm(h, candidate_t, out=c)
+            torch.addcmul(xn, r, c, out=n).sigmoid_().mul_(2).sub_(1)
+            torch.lerp(h, n, u, out=after)
             state = after
-        ctx.save_for_backward(start, turns, seen, weight, before, states, opened, shared, candidate, change)
+        ctx.save_for_backward(start, turns, weight, before, states, opened, shared, candidate)
         return states
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        start, turns, seen, weight, before, states, opened, shared, candidate, change = ctx.saved_tensors
+        start, turns, weight, before, states, opened, shared, candidate = ctx.saved_tensors
         size = weight.shape[1]
-        reset, gate = opened[..., :size], opened[..., size:]
-        update = gate * seen
-        to_update = change * update * (1 - gate)
+        reset, update = opened[..., :size], opened[..., size:]
+        to_update = (candidate - before) * update * (1 - update)
         to_candidate = update * (1 - candidate.square())
-        to_reset = shared * reset * (1 - reset)
+        to_reset = shared * reset * (1 - reset) / 2  # 2 c is what was kept
         keep = 1 - update
         raw = opened.new_empty(*opened.shape[:2], 3 * size)  # [p', q', c']
         grad_candidate, grad_before = torch.empty_like(before), torch.empty_like(before)
         flows = turns.conj().resolve_conj()
         carried = torch.zeros_like(start)
-        rows = (grad, flows, to_update, to_candidate, to_reset, reset, keep, raw, grad_candidate, grad_before)
-        for given, flow, a_u, a_n, a_r, r, k, out, w, h in reversed(
-            list(zip(*(x.unbind(0) for x in rows), strict=True))
-        ):
-            after = carried + given
+        rows = (grad, flows, to_update, to_candidate, to_reset, reset, keep, raw, *raw.split(size, -1))
+        rows = (*rows, grad_candidate, grad_before)
+        loop = list(zip(*(x.unbind(0) for x in rows), strict=True))
+        for given, flow, a_u, a_n, a_r, r, k, out, to_p, to_q, to_c, w, h in reversed(loop):
+            after = carried.add_(given)
             torch.mul(after, a_n, out=w)
-            torch.mul(w, a_r, out=out[:, :size])
-            torch.mul(after, a_u, out=out[:, size : 2 * size])
-            torch.mul(w, r, out=out[:, 2 * size :])
+            torch.mul(w, a_r, out=to_p)
+            torch.mul(after, a_u, out=to_q)
+            torch.mul(w, r, out=to_c)
             torch.addmm(after.mul_(k), out, weight, out=h)
-            carried = to_real(to_complex(h) * flow)
+            torch.mul(to_complex(h), flow, out=to_complex(carried))
         previous = to_complex(torch.cat([start[None], states[:-1]]))
         grad_drive = torch.cat([raw[..., : 2 * size], grad_candidate], -1)
         grad_weight = raw.flatten(0, 1).t() @ before.flatten(0, 1)
