@@ -16,6 +16,8 @@ from tsde.series import SeriesSet
 from tsde.table import Table
 from tsde.windows import Region, Window, eligible_origins, fixed_windows
 
+_REMEDY = "score the model on a table that it has not seen"
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -63,8 +65,12 @@ def of_table(predictor: Predictor, table: Table, facts: Facts) -> HeldOut:
     else:
         found = _everything(predictor, table)
     if not found.windows:
+        if not (found.region.upper > found.region.lower).any():
+            raise DataError(f"{found.part} is empty (split.test was {predictor.experiment.split.test:g}): {_REMEDY}")
         horizon = predictor.clock.format_duration(predictor.scaler.horizon)
-        raise DataError(f"nothing to score in {found.part}: no row follows another within the horizon {horizon}")
+        raise DataError(
+            f"nothing to score in {found.part}: no row follows another within the horizon {horizon}; {_REMEDY}"
+        )
     return found
 
 

@@ -5,6 +5,7 @@ While it trains, a working directory beside the model (`<out>.run`) holds what i
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -17,13 +18,15 @@ from pydantic import BaseModel
 from pipelines.card import Card
 from pipelines.data import EXPERIMENT_FILE, Data, load
 from pipelines.heldout import HeldOut, of_training
+from pipelines.messages import note
 from pipelines.progress import training_progress
 from pipelines.scores import score
 from tsde.artifact import require_replaceable
 from tsde.errors import CannotWriteError, DataError, DivergedError, MissingInputError, UsageError
 from tsde.files import write_file
-from tsde.fitting import fit_predictor
+from tsde.fitting import Parts, fit_predictor, prepare
 from tsde.predictor import KIND, Predictor
+from tsde.threads import single_thread
 
 _RUN_FILE = "run.json"
 
@@ -47,20 +50,53 @@ class Trained:
     out: Path
 
 
+def check(data: Data, out: Path) -> Parts:
+    """Find out before anything is written what would fail later; returns what training begins with.
+
+    Raises:
+        UsageError, CannotWriteError: `out` cannot become a model.
+        DataError: too little data.
+    """
+    _working_directory(data, out)
+    with single_thread():
+        return prepare(data.table, data.experiment)
+
+
+def plan(data: Data, parts: Parts, out: Path, resume: Path | None = None, as_json: bool = False) -> str:
+    """What `run` would do, as a complete configuration with comments, or as JSON."""
+    train, left = data.experiment.train, _working_directory(data, out)
+    held_out = [sum(window.query.origins.numel() for window in windows) for windows in (parts.calibration, parts.test)]
+    bound = f", at most {train.max_time:g} s" if train.max_time else ""
+    steps = [
+        f"would train on {data.path}: {data.facts.sentence()}",
+        f"would train {train.members} members of {data.experiment.model.family}, {train.steps} steps each{bound}",
+        f"would calibrate on {held_out[0]} and score on {held_out[1]} held-out forecast origins",
+        f"would write the model {out}" + (", in place of the one there" if out.exists() else ""),
+    ]
+    if resume is not None:
+        steps.append(f"would go on from the interrupted run {resume}")
+    elif left.exists():
+        steps.append(f"would discard the interrupted run {left}")
+    if as_json:
+        about = {"dry_run": True, "model": str(out), "data": data.facts.model_dump(), "plan": steps}
+        return json.dumps(about | {"experiment": data.experiment.model_dump(mode="json")}, indent=1)
+    return "\n".join(f"# {step}" for step in [*steps, "nothing was written"]) + "\n" + data.experiment.to_yaml()
+
+
+def as_json(trained: Trained) -> str:
+    """Where the model is, and its card, for programs."""
+    return json.dumps({"model": str(trained.out), **json.loads(trained.card.model_dump_json())}, indent=1)
+
+
 def start(data: Data, out: Path) -> Path:
     """A fresh working directory for a run whose model goes to `out`.
 
     Raises:
         UsageError, CannotWriteError: `out` cannot become a model, which is better known before training.
     """
-    if out.absolute() == data.path.absolute():
-        raise UsageError(f"--out {out} is the data; give the model another name")
-    require_replaceable(out, KIND)
-    folder = out.with_name(f"{out.name}.run")
+    folder = _working_directory(data, out)
     if folder.exists():
-        if not (folder / _RUN_FILE).is_file():
-            raise CannotWriteError(f"{folder} is needed for checkpoints but holds something else; remove it")
-        print(f"starting afresh: the interrupted run in {folder} is discarded", file=sys.stderr)
+        note(f"starting afresh: the interrupted run in {folder} is discarded")
         shutil.rmtree(folder)
     about = _Run(data=data.path.absolute(), sha256=data.facts.sha256, out=out.absolute())
     write_file(folder / EXPERIMENT_FILE, data.experiment.to_yaml().encode())
@@ -85,8 +121,11 @@ def reopen(folder: Path, data: Path | None = None) -> tuple[Data, Path]:
     return found, about.out
 
 
-def run(data: Data, out: Path, folder: Path, quiet: bool = False) -> Trained:
+def run(data: Data, out: Path, folder: Path, quiet: bool = False, parts: Parts | None = None) -> Trained:
     """Train on `data` in the working directory `folder`, from where it stands, and save the model as `out`.
+
+    Args:
+        parts: what `check` returned, if it was asked.
 
     Raises:
         DataError: too little data. DivergedError: training produced a value that is not finite.
@@ -94,7 +133,7 @@ def run(data: Data, out: Path, folder: Path, quiet: bool = False) -> Trained:
     started = time.monotonic()
     try:
         with training_progress(data.experiment.train.members, quiet) as report:
-            fitted = fit_predictor(data.table, data.experiment, report, folder / "checkpoints")
+            fitted = fit_predictor(data.table, data.experiment, report, folder / "checkpoints", parts)
     except KeyboardInterrupt:
         print(f"what was learnt so far is in {folder}; go on with: tsde train --resume {folder}", file=sys.stderr)
         raise
@@ -103,8 +142,23 @@ def run(data: Data, out: Path, folder: Path, quiet: bool = False) -> Trained:
         raise
     held_out, predictor = of_training(data.table, fitted), fitted.predictor
     board = score(predictor, held_out.windows, held_out.part) if held_out.windows else None
-    card = Card.new(data.facts, board, data.experiment.seed, time.monotonic() - started)
+    card = Card.new(data.facts, board, data.experiment.seed, time.monotonic() - started, fitted.history)
     predictor.card = card.model_dump(mode="json")
     predictor.save(out)
     shutil.rmtree(folder)
     return Trained(predictor, card, held_out, fitted.history, out)
+
+
+def _working_directory(data: Data, out: Path) -> Path:
+    """Where a run keeps its checkpoints. Neither it nor `out` may hold anything else.
+
+    Raises:
+        UsageError, CannotWriteError: one of them does.
+    """
+    if out.absolute() == data.path.absolute():
+        raise UsageError(f"--out {out} is the data; give the model another name")
+    require_replaceable(out, KIND)
+    folder = out.with_name(f"{out.name}.run")
+    if folder.exists() and not (folder / _RUN_FILE).is_file():
+        raise CannotWriteError(f"{folder} is needed for checkpoints but holds something else; remove it")
+    return folder
