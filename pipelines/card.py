@@ -26,7 +26,7 @@ class Curve(BaseModel, frozen=True):
 
 
 class Card(BaseModel, frozen=True):
-    """What a person would like to know of a model. It holds no observed value and no name of a series.
+    """What a person would like to know of a model. It holds no row of the data and no name of a series.
 
     Attributes:
         scores: None where no test part was kept.

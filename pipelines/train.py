@@ -130,13 +130,18 @@ def run(data: Data, out: Path, folder: Path, quiet: bool = False, parts: Parts |
     Raises:
         DataError: too little data. DivergedError: training produced a value that is not finite.
     """
+    try:
+        return _run(data, out, folder, quiet, parts)
+    except KeyboardInterrupt:
+        print(f"what was learnt so far is in {folder}; go on with: tsde train --resume {folder}", file=sys.stderr)
+        raise
+
+
+def _run(data: Data, out: Path, folder: Path, quiet: bool, parts: Parts | None) -> Trained:
     started = time.monotonic()
     try:
         with training_progress(data.experiment.train.members, quiet) as report:
             fitted = fit_predictor(data.table, data.experiment, report, folder / "checkpoints", parts)
-    except KeyboardInterrupt:
-        print(f"what was learnt so far is in {folder}; go on with: tsde train --resume {folder}", file=sys.stderr)
-        raise
     except (DataError, DivergedError):
         shutil.rmtree(folder)  # going on would end the same way
         raise
