@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from tsde.config import Experiment, load_experiment, parse_experiment
+from tsde.config import Experiment, _keys, load_experiment, parse_experiment
 from tsde.errors import ConfigError, MissingInputError
 from tsde.models import MODELS, build
 
@@ -121,9 +121,40 @@ def test_what_is_wrong_is_named(override: str, field: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["train.learning_rate", "train.clip", "train.max_time", "calibration.shrinkage"])
-def test_nan_is_refused(field: str) -> None:
+@pytest.mark.parametrize("value", [".nan", ".inf", "nan", "inf", "-.inf"])
+def test_what_is_not_finite_is_refused(field: str, value: str) -> None:
     with pytest.raises(ConfigError, match=field):
-        load_experiment(None, [f"{field}=.nan"], horizon="30d")
+        load_experiment(None, [f"{field}={value}"], horizon="30d")
+
+
+@pytest.mark.parametrize(
+    ("override", "advice"),
+    [
+        ("train.stepz=5", "did you mean 'train.steps'?"),
+        ("trian.steps=5", "unknown key 'trian'; did you mean 'train'?"),
+        ("sead=5", "did you mean 'seed'?"),
+        ("learning_rate=1", "did you mean 'train.learning_rate'?"),
+        ("steps=5", "did you mean 'model.steps' or 'train.steps'?"),
+        ("model.widht=5", "did you mean 'model.width'?"),
+        ("train.mean=5", "unknown key 'train.mean'; expected one of steps, batch,"),  # a family's name as a key
+        ("model={family: neural_cde, path: {knd: linear}}", "did you mean 'model.path.kind'?"),
+        ("model={family: last, width: 3}", "unknown key 'model.width'; expected one of family"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_a_known_one(override: str, advice: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(None, [override], horizon="30d")
+    assert advice in str(caught.value)
+
+
+def test_every_key_of_every_family_is_known() -> None:
+    def paths(section: object, prefix: str = "") -> set[str]:
+        inner = section.items() if isinstance(section, dict) else ()
+        return {prefix + name for name, _ in inner} | {p for n, v in inner for p in paths(v, f"{prefix}{n}.")}
+
+    for family in MODELS:
+        document = Experiment(horizon=1, model={"family": family}).model_dump(mode="json")
+        assert paths(document) == set(_keys(Experiment, family))
 
 
 def test_every_mistake_is_named_at_once() -> None:
