@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from pipelines import fans, pictures, verdicts
 from pipelines.card import Card
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 class Drawing:
     """A figure as it stands in the page, and what is written below it."""
 
-    svg: Markup
+    svg: str
     caption: str
 
 
@@ -112,7 +111,7 @@ def render(page: Page) -> str:
     environment.filters |= {"score": _score, "percent": _percent, "plain": _plain, "margin": _margin}
     source = files("pipelines")
     template = environment.from_string((source / "report.html").read_text(encoding="utf-8"))
-    style = Markup((source / "report.css").read_text(encoding="utf-8"))
+    style = (source / "report.css").read_text(encoding="utf-8")
     return printable(template.render(page=page, style=style, verdicts=verdicts, history=fans.HISTORY)).strip() + "\n"
 
 
@@ -123,7 +122,7 @@ def _fan(fan: fans.Fan, name: str, kind: str) -> Drawing:
 
 
 def _drawing(figure: Figure, name: str, title: str, caption: str) -> Drawing:
-    return Drawing(Markup(inline_svg(figure, name, title, caption)), caption)
+    return Drawing(inline_svg(figure, name, title, caption), caption)
 
 
 def _score(value: float) -> str:
