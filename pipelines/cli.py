@@ -126,7 +126,7 @@ def train(
     the data that was kept for it, before and after calibration.
     """
     from pipelines import data as source
-    from pipelines import train
+    from pipelines import plan, train
 
     if resume is not None:
         if config or horizon or family or settings or columns:
@@ -138,9 +138,9 @@ def train(
     else:
         raise UsageError("name the data: --data DATASET|TABLE")
     target = out or target
-    parts = train.check(found, target)
+    parts = plan.check(found, target)
     if dry_run:
-        print(train.plan(found, parts, target, resume, json))
+        print(plan.describe(found, parts, target, resume, json), end="")
         return
     folder = resume or train.start(found, target)
     if config is None and resume is None:
@@ -149,7 +149,7 @@ def train(
     if not no_track:
         _record(trained)
     if json:
-        print(train.as_json(trained))
+        print(trained.as_json())
         return
     _show(trained)
     print(f"The model is in {trained.out}. Forecast with: tsde forecast {trained.out} TABLE --horizon H --out F.csv")

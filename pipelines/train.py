@@ -24,9 +24,8 @@ from pipelines.scores import score
 from tsde.artifact import require_replaceable
 from tsde.errors import CannotWriteError, DataError, DivergedError, MissingInputError, UsageError
 from tsde.files import write_file
-from tsde.fitting import Parts, fit_predictor, prepare
+from tsde.fitting import Parts, fit_predictor
 from tsde.predictor import KIND, Predictor
-from tsde.threads import single_thread
 
 _RUN_FILE = "run.json"
 
@@ -49,43 +48,25 @@ class Trained:
     history: Sequence[dict[str, float]]
     out: Path
 
+    def as_json(self) -> str:
+        """Where the model is, and its card, for programs."""
+        about = {"model": str(self.out), **json.loads(self.card.model_dump_json())}
+        return json.dumps(about, indent=1)
 
-def check(data: Data, out: Path) -> Parts:
-    """Find out before anything is written what would fail later; returns what training begins with.
+
+def working_directory(data: Data, out: Path) -> Path:
+    """Where a run keeps its checkpoints. Neither it nor `out` may hold anything else.
 
     Raises:
-        UsageError, CannotWriteError: `out` cannot become a model.
-        DataError: too little data.
+        UsageError, CannotWriteError: one of them does.
     """
-    _working_directory(data, out)
-    with single_thread():
-        return prepare(data.table, data.experiment)
-
-
-def plan(data: Data, parts: Parts, out: Path, resume: Path | None = None, as_json: bool = False) -> str:
-    """What `run` would do, as a complete configuration with comments, or as JSON."""
-    train, left = data.experiment.train, _working_directory(data, out)
-    held_out = [sum(window.query.origins.numel() for window in windows) for windows in (parts.calibration, parts.test)]
-    bound = f", at most {train.max_time:g} s" if train.max_time else ""
-    steps = [
-        f"would train on {data.path}: {data.facts.sentence()}",
-        f"would train {train.members} members of {data.experiment.model.family}, {train.steps} steps each{bound}",
-        f"would calibrate on {held_out[0]} and score on {held_out[1]} held-out forecast origins",
-        f"would write the model {out}" + (", in place of the one there" if out.exists() else ""),
-    ]
-    if resume is not None:
-        steps.append(f"would go on from the interrupted run {resume}")
-    elif left.exists():
-        steps.append(f"would discard the interrupted run {left}")
-    if as_json:
-        about = {"dry_run": True, "model": str(out), "data": data.facts.model_dump(), "plan": steps}
-        return json.dumps(about | {"experiment": data.experiment.model_dump(mode="json")}, indent=1)
-    return "\n".join(f"# {step}" for step in [*steps, "nothing was written"]) + "\n" + data.experiment.to_yaml()
-
-
-def as_json(trained: Trained) -> str:
-    """Where the model is, and its card, for programs."""
-    return json.dumps({"model": str(trained.out), **json.loads(trained.card.model_dump_json())}, indent=1)
+    if out.absolute() == data.path.absolute():
+        raise UsageError(f"--out {out} is the data; give the model another name")
+    require_replaceable(out, KIND)
+    folder = out.with_name(f"{out.name}.run")
+    if folder.exists() and not (folder / _RUN_FILE).is_file():
+        raise CannotWriteError(f"{folder} is needed for checkpoints but holds something else; remove it")
+    return folder
 
 
 def start(data: Data, out: Path) -> Path:
@@ -94,7 +75,7 @@ def start(data: Data, out: Path) -> Path:
     Raises:
         UsageError, CannotWriteError: `out` cannot become a model, which is better known before training.
     """
-    folder = _working_directory(data, out)
+    folder = working_directory(data, out)
     if folder.exists():
         note(f"starting afresh: the interrupted run in {folder} is discarded")
         shutil.rmtree(folder)
@@ -125,23 +106,18 @@ def run(data: Data, out: Path, folder: Path, quiet: bool = False, parts: Parts |
     """Train on `data` in the working directory `folder`, from where it stands, and save the model as `out`.
 
     Args:
-        parts: what `check` returned, if it was asked.
+        parts: of the data, if they were prepared before.
 
     Raises:
         DataError: too little data. DivergedError: training produced a value that is not finite.
     """
-    try:
-        return _run(data, out, folder, quiet, parts)
-    except KeyboardInterrupt:
-        print(f"what was learnt so far is in {folder}; go on with: tsde train --resume {folder}", file=sys.stderr)
-        raise
-
-
-def _run(data: Data, out: Path, folder: Path, quiet: bool, parts: Parts | None) -> Trained:
     started = time.monotonic()
     try:
         with training_progress(data.experiment.train.members, quiet) as report:
             fitted = fit_predictor(data.table, data.experiment, report, folder / "checkpoints", parts)
+    except KeyboardInterrupt:
+        print(f"what was learnt so far is in {folder}; go on with: tsde train --resume {folder}", file=sys.stderr)
+        raise
     except (DataError, DivergedError):
         shutil.rmtree(folder)  # going on would end the same way
         raise
@@ -152,18 +128,3 @@ def _run(data: Data, out: Path, folder: Path, quiet: bool, parts: Parts | None) 
     predictor.save(out)
     shutil.rmtree(folder)
     return Trained(predictor, card, held_out, fitted.history, out)
-
-
-def _working_directory(data: Data, out: Path) -> Path:
-    """Where a run keeps its checkpoints. Neither it nor `out` may hold anything else.
-
-    Raises:
-        UsageError, CannotWriteError: one of them does.
-    """
-    if out.absolute() == data.path.absolute():
-        raise UsageError(f"--out {out} is the data; give the model another name")
-    require_replaceable(out, KIND)
-    folder = out.with_name(f"{out.name}.run")
-    if folder.exists() and not (folder / _RUN_FILE).is_file():
-        raise CannotWriteError(f"{folder} is needed for checkpoints but holds something else; remove it")
-    return folder

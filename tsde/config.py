@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from tsde.advice import advice
 from tsde.calibration import CalibrationConfig
 from tsde.errors import ConfigError, MissingInputError
-from tsde.models import MODELS, ModelConfig
+from tsde.models import ModelConfig
 from tsde.models.filter import FilterConfig
 from tsde.table import TableSchema
 from tsde.training import TrainConfig
@@ -110,27 +110,7 @@ def _sentence(problem: Any) -> str:
     family = location.pop(1) if location[:1] == ["model"] and len(location) > 1 else FilterConfig().family
     field = ".".join(location) or "document"
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {field!r}; {_advice(field, list(_keys(Experiment, family)))}"
+        return f"unknown key {field!r}; {advice(field, Experiment, family)}"
     if problem["type"] == "missing":
         return f"{field!r} is required"
     return f"{field!r}: {problem['msg']}, got {problem['input']!r}"
-
-
-def _keys(section: type[BaseModel], family: str, prefix: str = "") -> Iterator[str]:
-    """Every key of a configuration for a model of this family, with its path."""
-    for name, field in section.model_fields.items():
-        yield prefix + name
-        inner = MODELS[family].config if prefix + name == "model" else field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from _keys(inner, family, f"{prefix}{name}.")
-
-
-def _advice(field: str, known: Sequence[str]) -> str:
-    """What an unknown key may have meant: one of its section that is spelled alike, or its namesake in another."""
-    path, _, name = field.rpartition(".")
-    siblings = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == path]
-    if close := get_close_matches(name, siblings, 1):
-        return f"did you mean {'.'.join([*filter(None, [path]), *close])!r}?"
-    if namesakes := [key for key in known if key.endswith(f".{name}")]:
-        return f"did you mean {' or '.join(map(repr, namesakes))}?"
-    return f"expected one of {', '.join(siblings)}"
