@@ -16,8 +16,8 @@ from tsde.predictor import Predictor
 from tsde.table import Queries, Table
 
 LEVELS = (50.0, 80.0, 95.0)
-HISTORY = 3
-"""Horizons of the past that are drawn."""
+HISTORY, ROWS = 3, 12
+"""Horizons of the past that are drawn, and rows in any case."""
 _SHOWN = 4  # of each kind
 _ENOUGH = 3  # observations that make a picture, where there are series with as many
 _CONSIDERED = 2000  # series; more take long, and the worst of so many are bad enough
@@ -49,14 +49,15 @@ def choose(predictor: Predictor, held_out: HeldOut) -> Fans | None:
 
     None where nothing came after any origin.
     """
-    past, future = held_out.cut()
+    reach = predictor.scaler.horizon * (1 + 1e-6)
+    past, future = held_out.cut(reach)
     total = past.n_series
     first = np.arange(min(total, _CONSIDERED))
     past, future = past.select(first), future.select(first)
     if not past.n_series:
         return None
     origins = past.times[past.offsets[1:] - 1]
-    future = _rows(future, future.times <= (origins + predictor.scaler.horizon * (1 + 1e-6))[future.row_series])
+    future = _rows(future, future.times <= (origins + reach)[future.row_series])
     crps, count = _scores(predictor, past, future)
     enough = (count >= min(_ENOUGH, int(count.max()))) & (count > 0)
     if not enough.any():
@@ -106,7 +107,8 @@ def _fans(
     queries = predictor.queries(past, predictor.clock.format_duration(reach), stride)
     frame = predictor.forecast(past, queries=queries, levels=LEVELS)
     origins = past.times[past.offsets[1:] - 1]
-    past = _rows(past, past.times >= (origins - HISTORY * reach)[past.row_series])
+    last = past.offsets[1:][past.row_series] - np.arange(past.n_rows) <= ROWS
+    past = _rows(past, last | (past.times >= (origins - HISTORY * reach)[past.row_series]))
     return [
         Fan(
             panel(predictor, frame, queries, LEVELS, past, future, str(past.ids[number]), channel),

@@ -40,8 +40,9 @@ def of_coverage(board: Scoreboard, level: int) -> Figure:
     before, after = board.model.before.by_lead, board.model.after.by_lead
     leads = np.array([part.lead or (0.0, 0.0) for part in after]).mean(1) * board.horizon
     raw, found = (np.array([part.scores.coverage[level] for part in parts]) for parts in (before, after))
+    error = found[:, 1] if np.isfinite(found[:, 1]).any() else None  # of one series there is none
     unit = board.unit or "the table's unit of time"
-    return plot.coverage_by_lead(leads, raw[:, 0], found[:, 0], found[:, 1], level, unit)
+    return plot.coverage_by_lead(leads, raw[:, 0], found[:, 0], error, level, unit)
 
 
 def of_training(curves: Sequence[Curve]) -> Figure:

@@ -112,12 +112,14 @@ def render(page: Page) -> str:
     source = files("pipelines")
     template = environment.from_string((source / "report.html").read_text(encoding="utf-8"))
     style = (source / "report.css").read_text(encoding="utf-8")
-    return printable(template.render(page=page, style=style, verdicts=verdicts, history=fans.HISTORY)).strip() + "\n"
+    shown = template.render(page=page, style=style, verdicts=verdicts, history=fans.HISTORY, rows=fans.ROWS)
+    return printable(shown).strip() + "\n"
 
 
 def _fan(fan: fans.Fan, name: str, kind: str) -> Drawing:
     title = f"Forecast of a {kind} held-out series: {fan.panel.title}"
-    caption = f"CRPS {fan.crps:.3f} standard deviations over {fan.observations} observations within the horizon."
+    observations = "1 observation" if fan.observations == 1 else f"{fan.observations} observations"
+    caption = f"CRPS {fan.crps:.3f} standard deviations over {observations} within the horizon."
     return _drawing(plot.fan_chart([fan.panel]), name, title, caption)
 
 

@@ -12,9 +12,14 @@ _MEASURES = {"crps": "CRPS", "mse": "MSE", "mae": "MAE"}
 _DOUBT = 2.0  # standard errors within which a coverage is no different from its level
 
 
+def rivals(board: Scoreboard) -> dict[str, Entry]:
+    """The baselines, without the model itself if it is one."""
+    return {name: entry for name, entry in board.baselines.items() if name != board.family}
+
+
 def best_baseline(board: Scoreboard) -> tuple[str, Entry]:
     """The baseline with the lowest CRPS, by name."""
-    return min(board.baselines.items(), key=lambda item: item[1].after.overall.crps)
+    return min(rivals(board).items(), key=lambda item: item[1].after.overall.crps)
 
 
 def gain(board: Scoreboard) -> float:
@@ -32,7 +37,7 @@ def skill(board: Scoreboard) -> list[str]:
     else:
         first = (
             f"A baseline wins: {name} has a CRPS no higher than the model's {numbers}. "
-            f"It is cheaper and simpler, so prefer it: tsde train --family {name}"
+            f"It is as simple as can be, so prefer it: tsde train --family {name}"
         )
     return [first, *filter(None, (_other(board, measure) for measure in ("mse", "mae")))]
 
@@ -41,7 +46,7 @@ def _other(board: Scoreboard, measure: str) -> str | None:
     """Where a baseline is better by this measure."""
     ours = getattr(board.model.after.overall, measure)
     name, theirs = min(
-        ((name, getattr(entry.after.overall, measure)) for name, entry in board.baselines.items()),
+        ((name, getattr(entry.after.overall, measure)) for name, entry in rivals(board).items()),
         key=lambda item: item[1],
     )
     if ours < theirs:
@@ -62,7 +67,7 @@ def best_for(board: Scoreboard, channel: str) -> tuple[str, float]:
     """The best baseline for a channel and its CRPS there."""
     found = {
         name: part.scores.crps
-        for name, entry in board.baselines.items()
+        for name, entry in rivals(board).items()
         for part in entry.after.by_channel
         if part.name == channel
     }
@@ -81,6 +86,8 @@ def calibration(board: Scoreboard) -> list[str]:
     ]
     if strays:
         return [*overall, f"By lead time, coverage is off by more than two standard errors at: {'; '.join(strays)}."]
+    if not all(math.isfinite(part.scores.coverage[LEVELS[0]][1]) for part in board.model.after.by_lead):
+        return overall
     return [*overall, "At no lead time is coverage off by more than two standard errors."]
 
 

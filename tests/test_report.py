@@ -22,15 +22,17 @@ from typer.testing import CliRunner
 from pipelines import data, fans, report, train, verdicts
 from pipelines.card import Card
 from pipelines.cli import app
-from pipelines.heldout import of_table
+from pipelines.heldout import HeldOut, of_table
 from pipelines.scores import Entry, Scoreboard
 from tsde.config import Experiment
 from tsde.evaluation import Evaluation, Scores, Slice
 from tsde.fitting import fit_predictor
 from tsde.metrics import crps_quantiles
 from tsde.predictor import Predictor
+from tsde.scaling import Scaler
 from tsde.synthetic import spirals
 from tsde.table import Queries, read_table
+from tsde.windows import Region
 
 SMALL = [
     *("train.steps=20", "train.validate_every=10", "train.members=2", "train.workers=1"),
@@ -222,7 +224,7 @@ def test_typical_and_worst_are_what_they_say(model: Model) -> None:
     held_out = of_table(predictor, *data.load_for(predictor, model.table))
     found = fans.choose(predictor, held_out)
     assert found is not None
-    past, future = held_out.cut()
+    past, future = held_out.cut(86400)
     scores: dict[str, float] = {}
     counts: dict[str, int] = {}
     for number in range(past.n_series):
@@ -292,6 +294,8 @@ def test_the_verdict_names_the_baseline_that_wins() -> None:
     assert verdicts.skill(board(good, good))[0].startswith("A baseline wins")  # a draw goes to the simpler one
     assert "In 1 of 1 channels" in verdicts.channels(board(bad, good))
     assert "every baseline in each of the 1" in verdicts.channels(board(good, bad))
+    itself = board(bad, good).model_copy(update={"family": "ridge"})
+    assert verdicts.best_baseline(itself)[0] == "last"  # a baseline is not compared with itself
 
 
 @pytest.mark.parametrize(
@@ -308,6 +312,7 @@ def test_the_verdict_on_calibration_heeds_the_standard_error(share: float, error
     found = verdicts.calibration(board(scores(0.3, 0.5, 0.4, share, error), scores(1, 1, 1, 0.8, 0.01)))
     assert words in next(text for text in found if "80 % intervals" in text)
     assert ("0d to 30d (80 %" in found[-1]) == (words in ("too wide", "too narrow"))
+    assert ("At no lead time" in found[-1]) == (words == "as promised")
 
 
 def themes() -> dict[str, dict[str, str]]:
@@ -370,3 +375,26 @@ def test_a_browser_shows_it_in_light_and_dark_and_asks_for_nothing(model: Model,
             requests = [event["request"]["url"] for event in tab.named("Network.requestWillBeSent")]
             assert [url for url in requests if not url.startswith("data:")] == [place.as_uri()]
             assert not tab.named("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
+
+
+def test_an_origin_moves_on_to_where_something_follows() -> None:
+    times = {"sparse": [0, 1, 20, 40, 41, 60], "dense": [0, 1, 2, 3, 4, 5], "alone": [0, 20, 40, 60, 80, 100]}
+    rows = [(name, time, 1.0) for name, own in times.items() for time in own]
+    table = read_table(pd.DataFrame(rows, columns=["unique_id", "ds", "y"]))
+    series = Scaler.unit(("y",), 1.0).apply(table, 0)
+    names = table.ids.tolist()
+
+    def cut(lower: float, reach: float) -> dict[str, list[float]]:
+        bounds = torch.full((3,), lower, dtype=torch.float64)
+        held_out = HeldOut(table, series, Region(bounds, torch.full_like(bounds, torch.inf)), [], "all")
+        past, future = held_out.cut(reach)
+        assert past.ids.tolist() == future.ids.tolist() == names
+        for place, name in enumerate(names):
+            known, came = (t.times[t.offsets[place] : t.offsets[place + 1]].tolist() for t in (past, future))
+            assert known + came == times[name]
+        return {name: float(past.times[past.offsets[place + 1] - 1]) for place, name in enumerate(names)}
+
+    assert cut(1.5, np.inf) == {"sparse": 1, "dense": 1, "alone": 0}
+    assert cut(1.5, 1.0) == {"sparse": 40, "dense": 1, "alone": 0}
+    assert cut(-np.inf, 1.0) == {"sparse": 40, "dense": 2, "alone": 40}
+    assert cut(-np.inf, 20.0) == {"sparse": 20, "dense": 2, "alone": 40}
