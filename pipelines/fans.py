@@ -18,7 +18,7 @@ from tsde.table import Queries, Table
 LEVELS = (50.0, 80.0, 95.0)
 HISTORY, ROWS = 3, 12
 """Horizons of the past that are drawn, and rows in any case."""
-_SHOWN = 4  # of each kind
+_SHOWN = 4  # of each kind, where there are so many
 _ENOUGH = 3  # observations that make a picture, where there are series with as many
 _CONSIDERED = 2000  # series; more take long, and the worst of so many are bad enough
 _STEPS = 24  # times at which a fan is drawn over the horizon
@@ -63,10 +63,11 @@ def choose(predictor: Predictor, held_out: HeldOut) -> Fans | None:
     if not enough.any():
         return None
     median = float(np.median(crps[enough]))
-    worst = _best(np.where(enough, -crps, np.inf))
+    shown = max(1, min(_SHOWN, int(enough.any(1).sum()) // 2))
+    worst = _best(np.where(enough, -crps, np.inf), shown)
     off = np.where(enough, abs(crps - median), np.inf)
     off[[series for series, _ in worst]] = np.inf
-    fans = _fans(predictor, past, future, [*_best(off), *worst], crps, count)
+    fans = _fans(predictor, past, future, [*_best(off, shown), *worst], crps, count)
     return Fans(fans[: -len(worst)], fans[-len(worst) :], median, past.n_series, total)
 
 
@@ -84,11 +85,11 @@ def _scores(predictor: Predictor, past: Table, future: Table) -> tuple[NDArray[n
     return total / np.maximum(count, 1), count
 
 
-def _best(cost: NDArray[np.float64]) -> list[tuple[int, int]]:
+def _best(cost: NDArray[np.float64], most: int) -> list[tuple[int, int]]:
     """(series, channel) of the lowest finite costs `(N, C)`, one channel of a series at most."""
     channel = cost.argmin(1)
     lowest = cost.min(1)
-    order = np.argsort(lowest, kind="stable")[:_SHOWN]
+    order = np.argsort(lowest, kind="stable")[:most]
     return [(int(place), int(channel[place])) for place in order if np.isfinite(lowest[place])]
 
 

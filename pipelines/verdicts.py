@@ -31,12 +31,12 @@ def skill(board: Scoreboard) -> list[str]:
     """Whether the model beats its baselines, by every measure; the baseline is named where it does not."""
     name, entry = best_baseline(board)
     ours, theirs = board.model.after.overall.crps, entry.after.overall.crps
-    numbers = f"({ours:.4f} against {theirs:.4f})"
     if ours < theirs:
-        first = f"The model's CRPS is {100 * gain(board):.1f} % lower than that of the best baseline, {name} {numbers}."
+        saved = f"{100 * gain(board):.1f} % lower than that of the best baseline, {name}"
+        first = f"The model's CRPS is {saved} ({ours:.4f} against {theirs:.4f})."
     else:
         first = (
-            f"A baseline wins: {name} has a CRPS no higher than the model's {numbers}. "
+            f"A baseline wins: {name} has a CRPS of {theirs:.4f}, no higher than the model's {ours:.4f}. "
             f"It is as simple as can be, so prefer it: tsde train --family {name}"
         )
     return [first, *filter(None, (_other(board, measure) for measure in ("mse", "mae")))]
