@@ -375,6 +375,11 @@ def test_a_browser_shows_it_in_light_and_dark_and_asks_for_nothing(model: Model,
             requests = [event["request"]["url"] for event in tab.named("Network.requestWillBeSent")]
             assert [url for url in requests if not url.startswith("data:")] == [place.as_uri()]
             assert not tab.named("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
+        tab.ask(
+            "Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}]
+        )
+        assert tab.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert len(tab.ask("Page.printToPDF", preferCSSPageSize=True)["data"]) > 10_000
 
 
 def test_an_origin_moves_on_to_where_something_follows() -> None:
