@@ -264,6 +264,10 @@ def test_a_model_of_the_library_alone_has_a_page_too(tmp_path: Path) -> None:
     report.run(tmp_path / "m", tmp_path / "full.html", tmp_path / "t.csv")
     text = read((tmp_path / "full.html").read_text()).text
     assert "A baseline wins: " in text and "all 50 series" in text
+    rows = [(f"s{n}", time, 1.0, 2.0) for n in range(5) for time in (0, 0.5, 0.9, 50, 100, 150, 200)]
+    pd.DataFrame(rows, columns=["unique_id", "ds", "x", "y"]).to_csv(tmp_path / "sparse.csv", index=False)
+    report.run(tmp_path / "m", tmp_path / "sparse.html", tmp_path / "sparse.csv")
+    assert "so there is nothing to draw" in read((tmp_path / "sparse.html").read_text()).text
 
 
 def scores(crps: float, mse: float, mae: float, share: float, error: float) -> Scores:
