@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -15,8 +16,23 @@ from pipelines.scores import Scoreboard
 from tsde.predictor import Predictor
 
 
+class Curve(BaseModel, frozen=True):
+    """One member's validations: after which step, and what was found there."""
+
+    step: tuple[int, ...]
+    train_score: tuple[float, ...]
+    kl: tuple[float, ...]
+    validation_crps: tuple[float, ...]
+
+
 class Card(BaseModel, frozen=True):
-    """`scores` is None where no test part was kept; `seconds` is the wall time of fitting and scoring."""
+    """What a person would like to know of a model. It holds no row of the data and no name of a series.
+
+    Attributes:
+        scores: None where no test part was kept.
+        seconds: wall time of fitting and scoring.
+        curves: one per member; none for a family that is fitted in closed form.
+    """
 
     data: Facts
     scores: Scoreboard | None
@@ -25,10 +41,18 @@ class Card(BaseModel, frozen=True):
     finished: str
     versions: dict[str, str]
     git_commit: str | None
+    curves: tuple[Curve, ...] = ()
 
     @classmethod
-    def new(cls, data: Facts, scores: Scoreboard | None, seed: int, seconds: float) -> Card:
-        """A card of now, here."""
+    def new(
+        cls,
+        data: Facts,
+        scores: Scoreboard | None,
+        seed: int,
+        seconds: float,
+        history: Sequence[Mapping[str, float]] = (),
+    ) -> Card:
+        """A card of now, here. `history` has a row per validation of each member."""
         packages = {name: version(name) for name in ("torch", "numpy", "pandas")}
         return cls(
             data=data,
@@ -38,12 +62,18 @@ class Card(BaseModel, frozen=True):
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             versions={"tsde": tsde.__version__, "python": platform.python_version(), **packages},
             git_commit=_git_commit(),
+            curves=tuple(_curve(history, member) for member in sorted({row["member"] for row in history})),
         )
 
     @classmethod
     def of(cls, predictor: Predictor) -> Card | None:
         """The card of a predictor, None for one that the library trained without this application."""
         return cls.model_validate(predictor.card) if predictor.card else None
+
+
+def _curve(history: Sequence[Mapping[str, float]], member: float) -> Curve:
+    rows = [row for row in history if row["member"] == member]
+    return Curve.model_validate({name: [row[name] for row in rows] for name in Curve.model_fields})
 
 
 def _git_commit() -> str | None:

@@ -11,22 +11,20 @@ import typer
 from typer import Option
 
 import tsde
+from pipelines import messages
+from pipelines.examples import examples
 from pipelines.exits import BAD_DATA, Commands
 from pipelines.options import (
     Config,
-    Dayfirst,
+    DryRun,
     Horizon,
-    IdCol,
     Json,
     Model,
     Quiet,
     Set,
-    TableDuplicates,
     TablePath,
-    TimeCol,
-    Timezone,
-    reading,
     with_columns,
+    with_reading,
 )
 from tsde.errors import UsageError
 
@@ -34,9 +32,7 @@ if TYPE_CHECKING:
     from pipelines.scores import Scoreboard
     from pipelines.train import Trained
 
-app = typer.Typer(
-    cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
-)
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 Data = Annotated[Path | None, Option(metavar="DATASET|TABLE", help="What `tsde ingest` wrote, or a table.")]
 
 
@@ -54,9 +50,10 @@ def main(
     """Calibrated forecasts of irregular time series: an uneven, gappy table in, forecasts at any future time out."""
     # The models are small: a second thread costs them more than it gives, and a lot more where cores are shared.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    messages.listen()
 
 
-@app.command()
+@app.command(epilog=examples("demo"))
 def demo(
     out: Annotated[Path, Option(metavar="DIR", help="Where everything goes.")] = Path("demo"), quiet: Quiet = False
 ) -> None:
@@ -69,7 +66,7 @@ def demo(
     print(demo.next_steps(out))
 
 
-@app.command()
+@app.command(epilog=examples("validate"))
 @with_columns
 def validate(table: TablePath, columns: dict[str, Any], config: Config = None, json: Json = False) -> None:
     """Check a table; exit code 65 if it cannot be used."""
@@ -81,7 +78,7 @@ def validate(table: TablePath, columns: dict[str, Any], config: Config = None, j
         raise typer.Exit(BAD_DATA)
 
 
-@app.command()
+@app.command(epilog=examples("ingest"))
 @with_columns
 def ingest(
     table: TablePath,
@@ -89,6 +86,8 @@ def ingest(
     columns: dict[str, Any],
     config: Config = None,
     horizon: Horizon = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
 ) -> None:
     """Turn a table into a checked dataset.
 
@@ -97,11 +96,15 @@ def ingest(
     from pipelines import data, ingest
 
     found = data.load(table, config, horizon, columns=columns)
+    if dry_run:
+        ingest.check(found, out)
+        print(f"would write {out}: {found.facts.sentence()}; nothing was written")
+        return
     ingest.run(found, out)
-    print(f"{out}: {found.facts.sentence()}; train on it with: tsde train --data {out}", file=sys.stderr)
+    messages.note(f"{out}: {found.facts.sentence()}; train on it with: tsde train --data {out}")
 
 
-@app.command()
+@app.command(epilog=examples("train"))
 @with_columns
 def train(
     columns: dict[str, Any],
@@ -112,6 +115,8 @@ def train(
     settings: Set = None,
     out: Annotated[Path | None, Option(metavar="MODEL", help="The directory to write [tsde-model].")] = None,
     resume: Annotated[Path | None, Option(metavar="RUN", help="Go on with an interrupted run, MODEL.run.")] = None,
+    dry_run: DryRun = False,
+    json: Json = False,
     quiet: Quiet = False,
     no_track: Annotated[bool, Option("--no-track", help="Record nothing in MLflow.")] = False,
 ) -> None:
@@ -121,7 +126,7 @@ def train(
     the data that was kept for it, before and after calibration.
     """
     from pipelines import data as source
-    from pipelines import train
+    from pipelines import plan, train
 
     if resume is not None:
         if config or horizon or family or settings or columns:
@@ -133,27 +138,33 @@ def train(
     else:
         raise UsageError("name the data: --data DATASET|TABLE")
     target = out or target
+    parts = plan.check(found, target)
+    if dry_run:
+        print(plan.describe(found, parts, target, resume, json), end="")
+        return
     folder = resume or train.start(found, target)
-    if config is None and resume is None and not quiet:
-        print(f"# the configuration, to keep and change (--config)\n{found.experiment.to_yaml()}", file=sys.stderr)
-    trained = train.run(found, target, folder, quiet)
+    if config is None and resume is None:
+        messages.note(f"# the configuration, to keep and change (--config)\n{found.experiment.to_yaml()}")
+    trained = train.run(found, target, folder, quiet, parts)
     if not no_track:
         _record(trained)
+    if json:
+        print(trained.as_json())
+        return
     _show(trained)
     print(f"The model is in {trained.out}. Forecast with: tsde forecast {trained.out} TABLE --horizon H --out F.csv")
+    print(f"Everything about it on one page: tsde report {trained.out} --data {found.path} --out report.html")
 
 
-@app.command()
+@app.command(epilog=examples("evaluate"))
+@with_reading
 def evaluate(
     model: Model,
+    columns: dict[str, Any],
     data: Data = None,
     json: Json = False,
     plots: Annotated[Path | None, Option(metavar="DIR", help="Draw reliability, coverage and forecasts here.")] = None,
-    id_col: IdCol = None,
-    time_col: TimeCol = None,
-    duplicates: TableDuplicates = None,
-    timezone: Timezone = None,
-    dayfirst: Dayfirst = None,
+    quiet: Quiet = False,
 ) -> None:
     """Score a model beside naive baselines.
 
@@ -161,7 +172,6 @@ def evaluate(
     """
     from pipelines import evaluate, tracking
 
-    columns = reading(id_col, time_col, duplicates, timezone, dayfirst)
     board = evaluate.run(tracking.resolve_model(model), data, columns, plots)
     if json:
         print(board.model_dump_json(indent=1))
@@ -169,10 +179,12 @@ def evaluate(
         _print(board, by_channel=True)
 
 
-@app.command()
+@app.command(epilog=examples("forecast"))
+@with_reading
 def forecast(
     model: Model,
     table: TablePath,
+    columns: dict[str, Any],
     out: Annotated[Path | None, Option(metavar="F.csv", help="Also .csv.gz or .parquet; stdout without.")] = None,
     horizon: Horizon = None,
     step: Annotated[str | None, Option(metavar="1d", help="Forecast every step up to the horizon.")] = None,
@@ -182,12 +194,9 @@ def forecast(
     samples: Annotated[int, Option(metavar="N", min=0, help="Also draw samples, with --samples-out.")] = 0,
     samples_out: Annotated[Path | None, Option(metavar="P", help="Table of samples to write.")] = None,
     plot: Annotated[Path | None, Option(metavar="PNG", help="Draw a few of the series.")] = None,
+    dry_run: DryRun = False,
+    json: Annotated[bool, Option("--json", help="What came of it as JSON on stdout, with --out.")] = False,
     quiet: Quiet = False,
-    id_col: IdCol = None,
-    time_col: TimeCol = None,
-    duplicates: TableDuplicates = None,
-    timezone: Timezone = None,
-    dayfirst: Dayfirst = None,
 ) -> None:
     """Forecast every series of a table.
 
@@ -196,20 +205,46 @@ def forecast(
     from pipelines import forecast, tracking
 
     question = forecast.Question(horizon, step, times, level or [80.0], seed)
-    columns = reading(id_col, time_col, duplicates, timezone, dayfirst)
     outputs = forecast.Outputs(out, samples, samples_out, plot)
+    if json and out is None and not dry_run:
+        raise UsageError("--json and the forecasts cannot share stdout: write the forecasts to a file with --out")
+    if dry_run:
+        print(forecast.plan(tracking.resolve_model(model), table, question, outputs, columns, json))
+        return
     frame = forecast.run(tracking.resolve_model(model), table, question, outputs, columns)
     if out is None:
         sys.stdout.write(forecast.as_csv(frame))
-    if not quiet:
-        print(f"{out or 'forecasts'}: {forecast.summary(frame)}", file=sys.stderr)
+    elif json:
+        print(forecast.as_json(frame, outputs))
+    messages.note(f"{out or 'forecasts'}: {forecast.summary(frame)}")
 
 
-@app.command()
+@app.command(epilog=examples("report"))
+@with_reading
+def report(
+    model: Model,
+    columns: dict[str, Any],
+    out: Annotated[Path, Option(metavar="F.html", help="The page to write.")] = Path("report.html"),
+    data: Data = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write one page about a model.
+
+    Its scores, calibration, training and provenance, in HTML that needs no network, no script and no other file. With
+    DATASET|TABLE the scores are on that, and forecasts of held-out series are drawn: the page then holds their values.
+    """
+    from pipelines import report, tracking
+
+    report.run(tracking.resolve_model(model), out, data, columns)
+    messages.note(f"{out}: open it in any browser")
+
+
+@app.command(epilog=examples("ui"))
 def ui(
     host: Annotated[str, Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, Option(min=1, max=65535)] = 5000,
     store: Annotated[str | None, Option(metavar="URI", help="Tracking store [sqlite:///mlflow.db].")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Open the MLflow dashboard on the runs recorded here."""
     from pipelines import dashboard
@@ -217,11 +252,20 @@ def ui(
     raise typer.Exit(dashboard.run(host, port, store))
 
 
-@app.command()
-def models() -> None:
+@app.command(epilog=examples("models"))
+def models(json: Json = False) -> None:
     """List the families of models, one line each."""
-    from tsde.models import MODELS
+    from json import dumps
 
+    from tsde.models import BASELINES, MODELS
+
+    if json:
+        families = [
+            {"family": name, "baseline": name in BASELINES, "summary": family.summary}
+            for name, family in MODELS.items()
+        ]
+        print(dumps(families, indent=1))
+        return
     for name, family in MODELS.items():
         print(f"{name:<12} {family.summary}")
 
@@ -234,7 +278,7 @@ def _record(trained: Trained) -> None:
         tracking.record(trained)
     except Exception as error:  # any database, server or disk
         reason = " ".join(str(error).split())[:300]
-        print(f"warning: the run was not recorded in {dashboard.store()}: {reason}", file=sys.stderr)
+        messages.warn(f"the run was not recorded in {dashboard.store()}: {reason}")
 
 
 def _show(trained: Trained) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipelines.messages import note
 from tsde.errors import MissingInputError, UsageError
 
 _DEFAULT = "sqlite:///mlflow.db"
@@ -47,7 +48,7 @@ def run(host: str, port: int, uri: str | None = None) -> int:
         raise UsageError(f"the tracking store {uri} is a server already: open it in a browser")
     require(uri)
     _check_free(host, port)
-    print(f"the dashboard on {uri}: http://{host}:{port} (stop it with Ctrl-C)", file=sys.stderr)
+    note(f"the dashboard on {uri}: http://{host}:{port} (stop it with Ctrl-C)")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
     command += ["--host", host, "--port", str(port)]
     if folder := artifacts_beside(uri):

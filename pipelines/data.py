@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import BaseModel
 
+from pipelines.messages import note
 from tsde.artifact import read_files
 from tsde.config import Experiment, load_experiment, parse_experiment
 from tsde.errors import ArtifactError, DataError, UsageError
@@ -24,7 +25,12 @@ TABLE_FILE, FACTS_FILE, EXPERIMENT_FILE = "table.parquet", "dataset.json", "expe
 
 
 class Facts(BaseModel, frozen=True):
-    """What a table is: `sha256` of the file as the user has it, and its size."""
+    """What a table is: `sha256` of the file as the user has it, its size, and what it spans.
+
+    Attributes:
+        observed: values, of all channels together; `counts` has them by channel.
+        span: first and last time, as text; None where an older tsde wrote this.
+    """
 
     source: str
     sha256: str
@@ -32,18 +38,24 @@ class Facts(BaseModel, frozen=True):
     rows: int
     observed: int
     channels: tuple[str, ...]
+    counts: tuple[int, ...] = ()
+    span: tuple[str, str] | None = None
 
     @classmethod
     def of(cls, table: Table, path: Path) -> Facts:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+        counts = tuple((~np.isnan(table.values)).sum(0).tolist())
+        first, last = table.clock.format(np.array([table.times.min(), table.times.max()]))
         return cls(
             source=path.name,
             sha256=digest,
             series=table.n_series,
             rows=table.n_rows,
-            observed=int((table.values == table.values).sum()),  # NaN differs from itself
+            observed=sum(counts),
             channels=table.channels,
+            counts=counts,
+            span=(str(first), str(last)),
         )
 
     def sentence(self) -> str:
@@ -128,8 +140,8 @@ def _checked(data: Data) -> Data:
 
 def _noted(table: Table) -> Table:
     """Tell what reading did to a table."""
-    for note in table.notes:
-        print(f"note: {note}", file=sys.stderr)
+    for text in table.notes:
+        note(f"note: {text}")
     return table
 
 

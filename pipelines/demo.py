@@ -1,4 +1,4 @@
-"""The whole job on the bundled sample: ingest, train, evaluate, forecast, plot."""
+"""The whole job on the bundled sample: ingest, train, evaluate, forecast, report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from shutil import which
 
-from pipelines import data, evaluate, forecast, ingest, pictures, train
+from pipelines import data, evaluate, forecast, ingest, pictures, report, train
+from pipelines.messages import note
 from tsde.files import write_file
 from tsde.plot import save_figure
 from tsde.predictor import Predictor
@@ -21,28 +22,24 @@ _LEVELS = (50.0, 80.0)
 
 def run(out: Path, quiet: bool = False, overrides: Sequence[str] = ()) -> train.Trained:
     """Fill the directory `out`; at most two minutes on two cores. `overrides` change settings as --set does."""
-
-    def say(text: str) -> None:
-        if not quiet:
-            print(text, file=sys.stderr)
-
     sample = out / "pbcseq.csv"
     write_file(sample, (files("tsde") / "data" / "pbcseq.csv").read_bytes())
     config = Path(str(files("pipelines") / "demo.yaml"))
-    say(f"1 of 5  ingest    {sample}: visits of patients, at their own times, with gaps")
+    note(f"1 of 5  ingest    {sample}: visits of patients, at their own times, with gaps")
     ingest.run(data.load(sample, config, overrides=overrides), out / "dataset")
-    say(f"2 of 5  train     on {out / 'dataset'}")
+    note(f"2 of 5  train     on {out / 'dataset'}")
     dataset, model = data.load(out / "dataset"), out / "model"
     trained = train.run(dataset, model, train.start(dataset, model), quiet)
-    say("3 of 5  evaluate  on the patients that were held out")
+    note("3 of 5  evaluate  on the patients that were held out")
     evaluate.run(out / "model", plots=out)
-    say(f"4 of 5  forecast  them {HORIZON} days ahead, from halfway through their visits")
+    note(f"4 of 5  forecast  them {HORIZON} days ahead, from halfway through their visits")
     past, future = trained.held_out.cut()
     write_file(out / "context.csv", forecast.as_csv(past.frame()).encode())
     outputs = forecast.Outputs(out / "forecasts.csv")
     forecast.run(out / "model", out / "context.csv", forecast.Question(HORIZON, STEP, levels=_LEVELS), outputs)
-    say(f"5 of 5  plot      into {out}")
+    note(f"5 of 5  report    and pictures into {out}")
     _draw(trained.predictor, past, future, out / "forecasts.png")
+    report.run(out / "model", out / "report.html", out / "dataset")
     return trained
 
 
@@ -50,6 +47,7 @@ def next_steps(out: Path) -> str:
     """Where to look, for a person who has just seen the scores."""
     command = "tsde" if which("tsde") else os.path.relpath(sys.argv[0])
     places = {
+        f"{out}/report.html": "everything about the model on one page, for any browser",
         f"{out}/forecasts.png": "six held-out patients: the forecasts, and hollow what came",
         f"{out}/forecasts.csv": f"all of those, {HORIZON} days ahead every {STEP}, from the visits in context.csv",
         f"{out}/reliability.png": "how far the intervals can be trusted; coverage.png shows it by lead time",

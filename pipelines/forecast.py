@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import sys
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,6 +15,7 @@ import pandas as pd
 
 from pipelines import pictures
 from pipelines.data import table_for
+from pipelines.messages import note
 from tsde.errors import UsageError
 from tsde.files import write_file
 from tsde.plot import save_figure
@@ -55,9 +56,7 @@ class Question:
         queries = read_queries(self.times, schema, predictor.clock)
         unknown = sorted(set(queries.ids) - set(table.ids))
         if unknown:
-            print(
-                f"note: {len(unknown)} ids of {self.times} are not in the table, first {unknown[0]!r}", file=sys.stderr
-            )
+            note(f"note: {len(unknown)} ids of {self.times} are not in the table, first {unknown[0]!r}")
         return queries
 
 
@@ -102,6 +101,26 @@ def run(
     return frame
 
 
+def plan(
+    model: Path,
+    source: Path,
+    question: Question,
+    outputs: Outputs,
+    columns: Mapping[str, Any] | None = None,
+    as_json: bool = False,
+) -> str:
+    """What `run` would do, once everything but the forecast itself has been checked."""
+    predictor = Predictor.load(model)
+    table = table_for(predictor, source, columns)
+    queries = question.queries(predictor, table, columns or {})
+    rows = len(queries.ids) * len(predictor.channels)
+    places = [str(path) for path in (outputs.table, outputs.samples_table, outputs.picture) if path]
+    if as_json:
+        return json.dumps({"dry_run": True, "series": table.n_series, "rows": rows, "files": places}, indent=1)
+    where = " and ".join(places) or "stdout"
+    return f"would forecast from {table.n_series:,} series and write {rows:,} rows to {where}; nothing was written"
+
+
 def encode(frame: pd.DataFrame, path: Path) -> bytes:
     """A table as the bytes of a file of this suffix; equal tables give equal bytes."""
     if path.name.endswith(".parquet"):
@@ -115,6 +134,13 @@ def encode(frame: pd.DataFrame, path: Path) -> bytes:
 def as_csv(frame: pd.DataFrame) -> str:
     """CSV with nine digits, more than a float32 model knows."""
     return frame.to_csv(index=False, float_format="%.9g", lineterminator="\n")
+
+
+def as_json(frame: pd.DataFrame, outputs: Outputs) -> str:
+    """The summary for programs."""
+    statuses = {str(name): int(count) for name, count in frame["status"].value_counts().items()}
+    about = {"forecasts": str(outputs.table), "series": frame.iloc[:, 0].nunique(), "rows": len(frame)}
+    return json.dumps(about | {"statuses": statuses}, indent=1)
 
 
 def summary(frame: pd.DataFrame) -> str:

@@ -16,6 +16,8 @@ from tsde.series import SeriesSet
 from tsde.table import Table
 from tsde.windows import Region, Window, eligible_origins, fixed_windows
 
+_REMEDY = "score the model on a table that it has not seen"
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -30,19 +32,31 @@ class HeldOut:
     windows: list[Window]
     part: str
 
-    def cut(self) -> tuple[Table, Table]:
+    def cut(self, reach: float = np.inf) -> tuple[Table, Table]:
         """Each held-out series before and after one origin: where its region starts, or halfway if it has no start.
 
-        Series with nothing on either side of that origin are left out.
+        Series with nothing on either side of that origin are left out. The origin is moved on to the first row that is
+        followed by another within `reach`, in the table's own time, where there is one.
         """
         offsets = self.table.offsets
         whole = torch.isinf(self.region.lower).numpy()
         known = self.series.count_until(torch.arange(self.table.n_series), self.region.lower).numpy()  # rows before it
         middle = offsets[:-1] + (np.diff(offsets) + 1) // 2
         until = np.where(whole, middle, known)
+        until = _followed(self.table, until, reach)
         open_region = (self.region.upper > self.region.lower).numpy()
         kept = np.flatnonzero(open_region & (until > offsets[:-1]) & (until < offsets[1:]))
         return _rows(self.table, kept, offsets[:-1], until), _rows(self.table, kept, until, offsets[1:])
+
+
+def _followed(table: Table, until: np.ndarray, reach: float) -> np.ndarray:
+    """For each series the first row, `until (N,)` or a later one, that comes within `reach` after the one before it."""
+    soon = np.append(np.diff(table.times) <= reach, False)  # the row after this one does
+    soon[table.offsets[1:] - 1] = False  # that one belongs to another series
+    following = np.where(soon, np.arange(len(soon)), len(soon))
+    following = np.minimum.accumulate(following[::-1])[::-1]
+    found = following[np.maximum(until - 1, 0)]
+    return np.where((until > table.offsets[:-1]) & (found < table.offsets[1:]), found + 1, until)
 
 
 def of_training(table: Table, fitted: Fitted) -> HeldOut:
@@ -63,8 +77,12 @@ def of_table(predictor: Predictor, table: Table, facts: Facts) -> HeldOut:
     else:
         found = _everything(predictor, table)
     if not found.windows:
+        if not (found.region.upper > found.region.lower).any():
+            raise DataError(f"{found.part} is empty (split.test was {predictor.experiment.split.test:g}): {_REMEDY}")
         horizon = predictor.clock.format_duration(predictor.scaler.horizon)
-        raise DataError(f"nothing to score in {found.part}: no row follows another within the horizon {horizon}")
+        raise DataError(
+            f"nothing to score in {found.part}: no row follows another within the horizon {horizon}; {_REMEDY}"
+        )
     return found
 
 

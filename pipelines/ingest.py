@@ -10,9 +10,21 @@ from typing import Any
 import torch
 
 from pipelines.data import EXPERIMENT_FILE, FACTS_FILE, TABLE_FILE, Data
-from tsde.artifact import write_files
+from tsde.artifact import require_replaceable, write_files
 from tsde.fitting import Parts, prepare
 from tsde.table import write_parquet
+
+_KIND = "dataset"
+
+
+def check(data: Data, out: Path) -> None:
+    """Find out what `run` would refuse, and write nothing.
+
+    Raises:
+        DataError: too little data to train on within the horizon. CannotWriteError: `out` is something else.
+    """
+    prepare(data.table, data.experiment)
+    require_replaceable(out, _KIND)
 
 
 def run(data: Data, out: Path) -> None:
@@ -28,7 +40,7 @@ def run(data: Data, out: Path) -> None:
         FACTS_FILE: json.dumps(about, indent=1).encode(),
         EXPERIMENT_FILE: data.experiment.to_yaml().encode(),
     }
-    write_files(out, files, {}, kind="dataset")
+    write_files(out, files, {}, kind=_KIND)
 
 
 def _split(data: Data, parts: Parts) -> dict[str, Any]:

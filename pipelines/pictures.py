@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from pipelines.card import Curve
 from pipelines.heldout import HeldOut
 from pipelines.scores import LEVEL, Scoreboard
 from tsde import plot
@@ -25,27 +26,33 @@ _STEPS = 24  # times at which a fan is drawn over the horizon
 
 def of_scores(board: Scoreboard) -> dict[str, Figure]:
     """The reliability diagram and the coverage by lead time, by file name."""
+    return {"reliability.png": of_reliability(board), "coverage.png": of_coverage(board, LEVEL)}
+
+
+def of_reliability(board: Scoreboard) -> Figure:
+    """The model's observed frequencies against its quantile levels."""
     before, after = board.model.before, board.model.after
-    reliability = plot.reliability_diagram(
-        np.array(after.levels), np.array(before.frequency), np.array(after.frequency), None
-    )
-    leads = [part.lead or (0.0, 0.0) for part in after.by_lead]
-    shares = [np.array([part.scores.coverage[LEVEL] for part in scores.by_lead]) for scores in (before, after)]
-    coverage = plot.coverage_by_lead(
-        np.array(leads).mean(1) * board.horizon, shares[0][:, 0], shares[1][:, 0], shares[1][:, 1], LEVEL,
-        board.unit or "the table's unit of time",
-    )  # fmt: skip
-    return {"reliability.png": reliability, "coverage.png": coverage}
+    return plot.reliability_diagram(np.array(after.levels), np.array(before.frequency), np.array(after.frequency), None)
 
 
-def of_training(history: Sequence[Mapping[str, float]]) -> Figure:
+def of_coverage(board: Scoreboard, level: int) -> Figure:
+    """Coverage of the model's central interval of this level by lead time."""
+    before, after = board.model.before.by_lead, board.model.after.by_lead
+    leads = np.array([part.lead or (0.0, 0.0) for part in after]).mean(1) * board.horizon
+    raw, found = (np.array([part.scores.coverage[level] for part in parts]) for parts in (before, after))
+    error = found[:, 1] if np.isfinite(found[:, 1]).any() else None  # of one series there is none
+    unit = board.unit or "the table's unit of time"
+    return plot.coverage_by_lead(leads, raw[:, 0], found[:, 0], error, level, unit)
+
+
+def of_training(curves: Sequence[Curve]) -> Figure:
     """Validation CRPS of every member against its steps."""
-    steps = np.array(sorted({row["step"] for row in history}))
-    curves = {}
-    for member in sorted({row["member"] for row in history}):
-        known = {row["step"]: row["validation_crps"] for row in history if row["member"] == member}
-        curves[f"validation CRPS, member {member + 1:.0f}"] = np.array([known.get(step, np.nan) for step in steps])
-    return plot.training_curve(steps, curves)
+    steps = np.array(sorted({step for curve in curves for step in curve.step}))
+    named = {}
+    for number, curve in enumerate(curves, start=1):
+        known = dict(zip(curve.step, curve.validation_crps, strict=True))
+        named[f"member {number}"] = np.array([known.get(step, np.nan) for step in steps])
+    return plot.training_curve(steps, named, "validation CRPS")
 
 
 def of_held_out(predictor: Predictor, held_out: HeldOut) -> Figure | None:
@@ -83,11 +90,11 @@ def fan(
     if not names:
         raise DataError("there is nothing to draw: none of the series asked for has a history")
     channels = range(min(len(predictor.channels), max(1, _PANELS // len(names))))
-    panels = [_panel(predictor, frame, queries, levels, past, future, name, c) for name in names for c in channels]
+    panels = [panel(predictor, frame, queries, levels, past, future, name, c) for name in names for c in channels]
     return plot.fan_chart(panels)
 
 
-def _panel(
+def panel(
     predictor: Predictor,
     frame: pd.DataFrame,
     queries: Queries,
@@ -97,6 +104,7 @@ def _panel(
     name: str,
     channel: int,
 ) -> plot.FanPanel:
+    """One channel of the series `name` of a forecast; arguments as in `fan`."""
     asked = np.flatnonzero(queries.ids == name)
     asked = asked[np.argsort(queries.times[asked], kind="stable")]
     rows = frame.iloc[asked * len(predictor.channels) + channel]

@@ -50,9 +50,18 @@ class Scoreboard(BaseModel, frozen=True):
         """Share of the first baseline's CRPS that was saved: 0 is no better, 1 is perfect."""
         return 1 - entry.after.overall.crps / self.baselines[BASELINES[0]].after.overall.crps
 
+    def lowest(self, measure: str) -> float:
+        """The lowest `crps`, `mse` or `mae` of all, calibrated."""
+        return min(getattr(entry.after.overall, measure) for _, entry in self.rows())
+
     def lead(self, share: float) -> str:
         """A lead time in horizons as text in the horizon's unit."""
         return f"{share * self.horizon:.3g}{self.unit}"
+
+    def between(self, part: Slice) -> str:
+        """The lead times of a slice as text."""
+        low, high = part.lead or (0.0, 0.0)
+        return f"{self.lead(low)} to {self.lead(high)}"
 
 
 def score(predictor: Predictor, windows: Sequence[Window], part: str) -> Scoreboard:
@@ -98,8 +107,7 @@ def lead_table(board: Scoreboard) -> Table:
     """The model by lead time."""
     table = _table("By lead time", "lead", "CRPS", f"{LEVEL} % coverage", "observations")
     for before, after in zip(board.model.before.by_lead, board.model.after.by_lead, strict=True):
-        low, high = after.lead or (0.0, 0.0)
-        _slice_row(table, f"{board.lead(low)} to {board.lead(high)}", before, after)
+        _slice_row(table, board.between(after), before, after)
     return table
 
 

@@ -134,8 +134,8 @@ def _log_figures(mlflow: Any, trained: Trained) -> None:
     from pipelines import pictures
 
     figures = pictures.of_scores(trained.card.scores) if trained.card.scores else {}
-    if trained.history:
-        figures["training.png"] = pictures.of_training(trained.history)
+    if trained.card.curves:
+        figures["training.png"] = pictures.of_training(trained.card.curves)
     fan = pictures.of_held_out(trained.predictor, trained.held_out)
     if fan is not None:
         figures["forecasts.png"] = fan

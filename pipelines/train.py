@@ -5,6 +5,7 @@ While it trains, a working directory beside the model (`<out>.run`) holds what i
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -17,12 +18,13 @@ from pydantic import BaseModel
 from pipelines.card import Card
 from pipelines.data import EXPERIMENT_FILE, Data, load
 from pipelines.heldout import HeldOut, of_training
+from pipelines.messages import note
 from pipelines.progress import training_progress
 from pipelines.scores import score
 from tsde.artifact import require_replaceable
 from tsde.errors import CannotWriteError, DataError, DivergedError, MissingInputError, UsageError
 from tsde.files import write_file
-from tsde.fitting import fit_predictor
+from tsde.fitting import Parts, fit_predictor
 from tsde.predictor import KIND, Predictor
 
 _RUN_FILE = "run.json"
@@ -46,6 +48,26 @@ class Trained:
     history: Sequence[dict[str, float]]
     out: Path
 
+    def as_json(self) -> str:
+        """Where the model is, and its card, for programs."""
+        about = {"model": str(self.out), **json.loads(self.card.model_dump_json())}
+        return json.dumps(about, indent=1)
+
+
+def working_directory(data: Data, out: Path) -> Path:
+    """Where a run keeps its checkpoints. Neither it nor `out` may hold anything else.
+
+    Raises:
+        UsageError, CannotWriteError: one of them does.
+    """
+    if out.absolute() == data.path.absolute():
+        raise UsageError(f"--out {out} is the data; give the model another name")
+    require_replaceable(out, KIND)
+    folder = out.with_name(f"{out.name}.run")
+    if folder.exists() and not (folder / _RUN_FILE).is_file():
+        raise CannotWriteError(f"{folder} is needed for checkpoints but holds something else; remove it")
+    return folder
+
 
 def start(data: Data, out: Path) -> Path:
     """A fresh working directory for a run whose model goes to `out`.
@@ -53,14 +75,9 @@ def start(data: Data, out: Path) -> Path:
     Raises:
         UsageError, CannotWriteError: `out` cannot become a model, which is better known before training.
     """
-    if out.absolute() == data.path.absolute():
-        raise UsageError(f"--out {out} is the data; give the model another name")
-    require_replaceable(out, KIND)
-    folder = out.with_name(f"{out.name}.run")
+    folder = working_directory(data, out)
     if folder.exists():
-        if not (folder / _RUN_FILE).is_file():
-            raise CannotWriteError(f"{folder} is needed for checkpoints but holds something else; remove it")
-        print(f"starting afresh: the interrupted run in {folder} is discarded", file=sys.stderr)
+        note(f"starting afresh: the interrupted run in {folder} is discarded")
         shutil.rmtree(folder)
     about = _Run(data=data.path.absolute(), sha256=data.facts.sha256, out=out.absolute())
     write_file(folder / EXPERIMENT_FILE, data.experiment.to_yaml().encode())
@@ -85,8 +102,11 @@ def reopen(folder: Path, data: Path | None = None) -> tuple[Data, Path]:
     return found, about.out
 
 
-def run(data: Data, out: Path, folder: Path, quiet: bool = False) -> Trained:
+def run(data: Data, out: Path, folder: Path, quiet: bool = False, parts: Parts | None = None) -> Trained:
     """Train on `data` in the working directory `folder`, from where it stands, and save the model as `out`.
+
+    Args:
+        parts: of the data, if they were prepared before.
 
     Raises:
         DataError: too little data. DivergedError: training produced a value that is not finite.
@@ -94,7 +114,7 @@ def run(data: Data, out: Path, folder: Path, quiet: bool = False) -> Trained:
     started = time.monotonic()
     try:
         with training_progress(data.experiment.train.members, quiet) as report:
-            fitted = fit_predictor(data.table, data.experiment, report, folder / "checkpoints")
+            fitted = fit_predictor(data.table, data.experiment, report, folder / "checkpoints", parts)
     except KeyboardInterrupt:
         print(f"what was learnt so far is in {folder}; go on with: tsde train --resume {folder}", file=sys.stderr)
         raise
@@ -103,7 +123,7 @@ def run(data: Data, out: Path, folder: Path, quiet: bool = False) -> Trained:
         raise
     held_out, predictor = of_training(data.table, fitted), fitted.predictor
     board = score(predictor, held_out.windows, held_out.part) if held_out.windows else None
-    card = Card.new(data.facts, board, data.experiment.seed, time.monotonic() - started)
+    card = Card.new(data.facts, board, data.experiment.seed, time.monotonic() - started, fitted.history)
     predictor.card = card.model_dump(mode="json")
     predictor.save(out)
     shutil.rmtree(folder)

@@ -54,6 +54,7 @@ LAYERS: dict[str, int] = {
     "models": 12,
     "training": 13,
     "calibration": 13,
+    "advice": 13,
     "config": 14,
     "members": 15,
     "requests": 15,

@@ -121,9 +121,44 @@ def test_what_is_wrong_is_named(override: str, field: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["train.learning_rate", "train.clip", "train.max_time", "calibration.shrinkage"])
-def test_nan_is_refused(field: str) -> None:
+@pytest.mark.parametrize("value", [".nan", ".inf", "nan", "inf", "-.inf"])
+def test_what_is_not_finite_is_refused(field: str, value: str) -> None:
     with pytest.raises(ConfigError, match=field):
-        load_experiment(None, [f"{field}=.nan"], horizon="30d")
+        load_experiment(None, [f"{field}={value}"], horizon="30d")
+
+
+@pytest.mark.parametrize(
+    ("override", "advice"),
+    [
+        ("train.stepz=5", "did you mean 'train.steps'?"),
+        ("trian.steps=5", "unknown key 'trian'; did you mean 'train'?"),
+        ("sead=5", "did you mean 'seed'?"),
+        ("learning_rate=1", "did you mean 'train.learning_rate'?"),
+        ("steps=5", "did you mean 'model.steps' or 'train.steps'?"),
+        ("model.widht=5", "did you mean 'model.width'?"),
+        ("train.mean=5", "unknown key 'train.mean'; expected one of steps, batch,"),  # a family's name as a key
+        ("model={family: neural_cde, path: {knd: linear}}", "did you mean 'model.path.kind'?"),
+        ("model={family: last, width: 3}", "unknown key 'model.width'; expected one of family"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_a_known_one(override: str, advice: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(None, [override], horizon="30d")
+    assert advice in str(caught.value)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_the_advice_knows_every_key_of_every_section(family: str) -> None:
+    document = Experiment(horizon=1, model={"family": family}).model_dump(mode="json")
+    sections = {"": document, **{f"{name}.": part for name, part in document.items() if isinstance(part, dict)}}
+    sections |= {
+        f"{path}{name}.": part for path, keys in list(sections.items())[1:] for name, part in keys.items()
+        if isinstance(part, dict)
+    }  # fmt: skip
+    for path, keys in sections.items():
+        with pytest.raises(ConfigError) as caught:
+            load_experiment(None, [f"model.family={family}", f"{path}zzzzzz=1"], horizon="30d")
+        assert f"unknown key '{path}zzzzzz'; expected one of {', '.join(keys)}" in str(caught.value)
 
 
 def test_every_mistake_is_named_at_once() -> None:

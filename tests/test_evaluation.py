@@ -13,6 +13,7 @@ from tsde.calibration import Calibrator
 from tsde.clock import Clock
 from tsde.config import Experiment
 from tsde.distribution import GRID, Quantiles
+from tsde.errors import DataError
 from tsde.evaluation import Scores, evaluate, evaluate_both
 from tsde.metrics import level_weights
 from tsde.models.mean import Mean, MeanConfig
@@ -190,3 +191,13 @@ def test_a_better_forecast_has_better_scores() -> None:
     assert narrow.coverage[80][0] < 0.5 < 0.75 < right.coverage[80][0] < 0.85 < 0.99 < wide.coverage[80][0]
     assert right.mse == wide.mse == narrow.mse
     assert np.isfinite([right.coverage[level][1] for level in (50, 80, 95)]).all()
+
+
+def test_nothing_to_score_is_refused() -> None:
+    (blank, *_) = windows()
+    unseen = replace(blank, mask=torch.zeros_like(blank.mask))
+    for found in ([], [unseen], [unseen, unseen]):
+        for score in (evaluate, evaluate_both):
+            with pytest.raises(DataError, match="nothing to score"):
+                score(predictor(), found)
+    assert evaluate(predictor(), [unseen, blank]).overall == evaluate(predictor(), [blank]).overall

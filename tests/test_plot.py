@@ -81,6 +81,12 @@ def test_fan_chart_shows_what_it_was_given() -> None:
     assert wide.get_paths()[0].get_extents().bounds == pytest.approx((5.1, 1.8, 2.4, 1.4))
 
 
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path: Path) -> None:
+    """Matplotlib would set what stands between two of them as mathematics, or refuse to."""
+    panel = replace(PANEL, title="cost $\\frac{$ of $x", time_label="$\\nothing$")
+    save_figure(fan_chart([panel]), tmp_path / "fan.svg")
+
+
 def test_fan_chart_puts_the_panels_on_a_grid_with_one_legend() -> None:
     figure = fan_chart([*PANELS.values()], title="all")
     assert len(figure.axes) == 7 and figure.get_suptitle() == "all"
@@ -120,6 +126,8 @@ def test_training_curve_joins_what_was_measured() -> None:
     (ax,) = figure.axes
     np.testing.assert_array_equal(points(ax, "validation"), [[0, 2], [3, 1]])
     assert legend(figure) == ["train", "validation"]
+    assert figure.axes[0].get_ylabel() == "loss"
+    assert training_curve(np.arange(2.0), {"a": np.ones(2)}, "CRPS").axes[0].get_ylabel() == "CRPS"
 
 
 @pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])

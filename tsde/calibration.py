@@ -18,7 +18,7 @@ _ATOM = 0.02  # share of exact hits above which a quantile is taken to lie on an
 class CalibrationConfig(BaseModel):
     """How forecasts are corrected after training."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     enabled: bool = True
     lead_bins: int = Field(4, ge=1, description="groups of lead times with a correction of their own")

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from tsde.advice import advice
 from tsde.calibration import CalibrationConfig
 from tsde.errors import ConfigError, MissingInputError
-from tsde.models import MODELS, ModelConfig
+from tsde.models import ModelConfig
 from tsde.models.filter import FilterConfig
 from tsde.table import TableSchema
 from tsde.training import TrainConfig
@@ -105,11 +106,11 @@ def _apply(document: dict[str, Any], override: str) -> None:
 
 def _sentence(problem: Any) -> str:
     """One validation error as: field, what was expected, what came."""
-    field = (
-        ".".join(str(part) for part in problem["loc"] if part not in MODELS) or "document"
-    )  # without the union's tag
+    location = [str(part) for part in problem["loc"]]
+    family = location.pop(1) if location[:1] == ["model"] and len(location) > 1 else FilterConfig().family
+    field = ".".join(location) or "document"
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {field!r}; `tsde train --help` and configs/ show the known ones"
+        return f"unknown key {field!r}; {advice(field, Experiment, family)}"
     if problem["type"] == "missing":
         return f"{field!r} is required"
     return f"{field!r}: {problem['msg']}, got {problem['input']!r}"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tsde import metrics
 from tsde.calibration import Residuals
+from tsde.errors import DataError
 from tsde.predictor import Predictor
 from tsde.windows import Window
 
@@ -59,15 +60,29 @@ _LEVELS = (50, 80, 95)
 def evaluate(
     predictor: Predictor, windows: Sequence[Window], calibrated: bool = True, lead_bins: int = 4
 ) -> Evaluation:
-    """Score a predictor on windows whose answers are known; `calibrated=False` scores the raw forecasts."""
+    """Score a predictor on windows whose answers are known; `calibrated=False` scores the raw forecasts.
+
+    Raises:
+        DataError: no target of the windows was observed.
+    """
+    _require_targets(windows)
     return _evaluate(predictor, predictor.residuals(windows, calibrated), lead_bins)
 
 
 def evaluate_both(predictor: Predictor, windows: Sequence[Window]) -> tuple[Evaluation, Evaluation]:
     """The same before and after calibration, for the price of one forecast."""
+    _require_targets(windows)
     raw = predictor.residuals(windows, calibrated=False)
     corrected = replace(raw, forecast=predictor.calibrator(raw.forecast, raw.lead, raw.channel))
     return _evaluate(predictor, raw), _evaluate(predictor, corrected)
+
+
+def _require_targets(windows: Sequence[Window]) -> None:
+    if not any(window.mask.any() for window in windows):
+        raise DataError(
+            f"nothing to score: expected windows with observed targets, got {len(windows)} without any; "
+            "keep a test part (split.test) or take other data"
+        )
 
 
 def _evaluate(predictor: Predictor, residuals: Residuals, lead_bins: int = 4) -> Evaluation:

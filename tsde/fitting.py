@@ -73,24 +73,25 @@ def fit_predictor(
     experiment: Experiment,
     report: Callable[[Progress], None] = lambda progress: None,
     checkpoints: Path | None = None,
+    parts: Parts | None = None,
 ) -> Fitted:
     """Train the configured family and the baselines on one split, and calibrate each on the same held-out windows.
 
     Args:
         report: called after each validation of each member.
         checkpoints: directory for the state of the training, and from which an interrupted one goes on.
+        parts: of this table and experiment, if they were prepared before.
 
     Raises:
         DataError: too little data for the split. DivergedError: a member's training diverged.
     """
     with single_thread():
-        return _fit_predictor(table, experiment, report, checkpoints)
+        return _fit_predictor(table, experiment, report, checkpoints, parts or prepare(table, experiment))
 
 
 def _fit_predictor(
-    table: Table, experiment: Experiment, report: Callable[[Progress], None], checkpoints: Path | None
+    table: Table, experiment: Experiment, report: Callable[[Progress], None], checkpoints: Path | None, parts: Parts
 ) -> Fitted:
-    parts = prepare(table, experiment)
     baselines = {name: _assemble(parts, _as_baseline(experiment, name), table) for name in BASELINES}
     members, history = train_members(parts.series, parts.split.folds, experiment, report, checkpoints)
     predictor = _assemble(parts, experiment, table, members, baselines)

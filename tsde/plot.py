@@ -115,14 +115,17 @@ def coverage_by_lead(
     return _with_legend(figure)
 
 
-def training_curve(steps: Array, series: Mapping[str, Array]) -> Figure:
-    """Each named series `(N,)` against steps `(N,)`; NaN is not measured (a validation every few steps)."""
+def training_curve(steps: Array, series: Mapping[str, Array], label: str = "loss") -> Figure:
+    """Each named series `(N,)` against steps `(N,)`; NaN is not measured (a validation every few steps).
+
+    `label` says what is measured.
+    """
     figure, (ax,) = _figure(6.0, 3.6)
     for (name, values), colour in zip(series.items(), cycle(PALETTE)):
         known = np.isfinite(values)
         marker = "o" if known.sum() < 50 else ""  # a sparse series shows where it was measured
         ax.plot(steps[known], values[known], color=colour, linewidth=1.3, marker=marker, markersize=3, label=name)
-    ax.set(xlabel="step", ylabel="loss")
+    ax.set(xlabel="step", ylabel=label)
     return _with_legend(figure)
 
 
@@ -146,7 +149,7 @@ def _fan(ax: Axes, panel: FanPanel) -> None:
     lone = "_" if len(times) == 1 else ""  # neither an area nor a line can show a single time
     levels = sorted(panel.bands, reverse=True)
     for level, tint in zip(levels, np.linspace(0.2, 0.5, len(levels)), strict=True):
-        style: dict[str, Any] = {"color": _on_white(BLUE, tint), "zorder": 1, "label": f"{level} % interval"}
+        style: dict[str, Any] = {"color": on_white(BLUE, tint), "zorder": 1, "label": f"{level} % interval"}
         if lone:
             ax.vlines(times, *panel.bands[level], linewidth=9, **style)
         else:
@@ -162,8 +165,8 @@ def _fan(ax: Axes, panel: FanPanel) -> None:
         ax.plot(held_out, panel.future_values, markersize=3.8, markerfacecolor="white", label="held out", **dots)
     origin = _clock(np.array([panel.origin]), panel.datetime)[0]
     ax.axvline(origin, color=FAINT, linewidth=1, linestyle=DASHES, zorder=1.5, label="forecast origin")
-    ax.set_title(panel.title, fontsize=10, color=INK, loc="left")
-    ax.set_xlabel(panel.time_label)
+    ax.set_title(panel.title, fontsize=10, color=INK, loc="left", parse_math=False)  # a name may hold a dollar
+    ax.set_xlabel(panel.time_label, parse_math=False)
     if panel.datetime:
         from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
@@ -177,7 +180,7 @@ def _clock(times: Array, datetime: bool) -> NDArray[Any]:
     return np.rint(times * 1e6).astype("datetime64[us]") if datetime else times
 
 
-def _on_white(colour: str, share: float) -> tuple[float, float, float]:
+def on_white(colour: str, share: float) -> tuple[float, float, float]:
     """The colour thinned with white: opaque, so nested bands look in the legend as they do in the axes."""
     from matplotlib.colors import to_rgb
 
@@ -191,7 +194,7 @@ def _before_after(ax: Axes, x: Array, before: Array, after: Array, standard_erro
     ax.plot(x, after, color=BLUE, label="after calibration", **line)
     if standard_error is not None:
         lo, hi = after - 2 * standard_error, after + 2 * standard_error
-        ax.fill_between(x, lo, hi, color=_on_white(BLUE, 0.2), linewidth=0, zorder=1, label="± 2 standard errors")
+        ax.fill_between(x, lo, hi, color=on_white(BLUE, 0.2), linewidth=0, zorder=1, label="± 2 standard errors")
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tuple[Figure, list[Axes]]:

@@ -75,7 +75,7 @@ class Regularise(BaseModel):
 class TrainConfig(BaseModel):
     """How a model is trained."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     steps: int = Field(2000, ge=1, description="optimiser steps per member")
     batch: int = Field(32, ge=1, description="series per step")
