@@ -23,10 +23,12 @@ def solve(field: TimeField, state: Tensor, times: Tensor, tolerance: float) -> T
     """z' = field(t, z) by the pair of Dormand and Prince, orders 5 and 4: `(N, D)` -> `(T, N, D)` at `times (T,)`.
 
     A solution that needs more than `MAX_STEPS` steps, or steps too short for its arithmetic, becomes not a number.
+    Gradients are those of the steps that were taken.
     """
 
     def worst_row(error: Tensor) -> Tensor:
-        return error.square().mean(-1).sqrt().max()
+        # detached, or gradients would also go through the length of the first step, and be nan where a row is zero
+        return error.detach().square().mean(-1).sqrt().max()
 
     try:
         return torchdiffeq.odeint(
@@ -39,7 +41,7 @@ def solve(field: TimeField, state: Tensor, times: Tensor, tolerance: float) -> T
             options={"max_num_steps": MAX_STEPS, "norm": worst_row},
         )
     except AssertionError:
-        return state.new_full((len(times), *state.shape), torch.nan)
+        return (state * torch.nan).expand(len(times), *state.shape)
 
 
 class _Equation(nn.Module):

@@ -87,7 +87,8 @@ def diffuse(
     """Paths by the method of that name, or by adaptive steps of that tolerance; else the methods' arguments below."""
     method, tolerance = how
     if tolerance is not None:
-        return _adaptive(_with_linear(dynamics, rotation), state, rows, noise, h, tolerance)
+        full = _with_linear(dynamics)
+        return _adaptive(lambda row, z: full(row, z, *(rotation or ())), state, rows, noise, h, tolerance)
     if method == "euler" and isinstance(dynamics, SteeredField) and rotation is not None and wanted() is None:
         return _steered(dynamics, state, rows, noise, h, rotation)
     if method == "euler":
@@ -190,20 +191,23 @@ def reversible_heun(
     split off but belongs to f. Rounding grows with what the flow contracts, by e^{decay} per unit of time.
 
     Args:
-        inputs: what else the dynamics depend on and that may want gradients: parameters.
+        inputs: what else the dynamics depend on and that may want gradients: parameters. None of them may be made from
+            another one.
     """
-    wants = [x for x in (*inputs, *(rotation or ())) if x.requires_grad]
-    states, cost = _Reversible.apply(_with_linear(dynamics, rotation), noise, h, state, rows, *wants)
-    return Paths(states, cost)
+    linear = tuple(rotation or ())
+    # once each, or a parameter that is named twice would get its gradient twice
+    wants = [x for x in dict.fromkeys(inputs) if x.requires_grad]
+    return Paths(*_Reversible.apply(_with_linear(dynamics), noise, h, len(linear), state, rows, *linear, *wants))
 
 
-def _with_linear(dynamics: Dynamics, rotation: Rotation | None) -> Dynamics:
-    if rotation is None:
-        return dynamics
+def _with_linear(dynamics: Dynamics) -> Callable[..., Terms]:
+    """The terms by row, state and, where there is a linear part, the two tensors of its rotation."""
 
-    def full(row: Tensor, z: Tensor) -> Terms:
+    def full(row: Tensor, z: Tensor, *rotation: Tensor) -> Terms:
         terms = dynamics(row, z)
-        return terms._replace(drift=terms.drift + to_real(rotation.rate * to_complex(z)))
+        if not rotation:
+            return terms
+        return terms._replace(drift=terms.drift + to_real(Rotation(*rotation).rate * to_complex(z)))
 
     return full
 
@@ -211,21 +215,22 @@ def _with_linear(dynamics: Dynamics, rotation: Rotation | None) -> Dynamics:
 class _Reversible(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, dynamics: Dynamics, noise: Noise, h: float, state: Tensor, rows: Tensor, *inputs: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, full: Callable[..., Terms], noise: Noise, h: float, linear: int,
+        state: Tensor, rows: Tensor, *inputs: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         z = y = state
-        steps = len(rows) - 1
-        terms = dynamics(rows[0], y)
-        states, cost = [z], h / 2 * terms.rate
+        steps, rotation = len(rows) - 1, inputs[:linear]
+        terms = full(rows[0], y, *rotation)
+        states, cost = [z], _share(0, steps, h) * terms.rate
         for i in range(steps):
             increment = h**0.5 * noise(i)
             y = 2 * z - y + terms.drift * h + terms.diffusion * increment
-            after = dynamics(rows[i + 1], y)
+            after = full(rows[i + 1], y, *rotation)
             z = z + h / 2 * (terms.drift + after.drift) + increment / 2 * (terms.diffusion + after.diffusion)
-            cost = cost + (h if i + 1 < steps else h / 2) * after.rate
+            cost = cost + _share(i + 1, steps, h) * after.rate
             states.append(z)
             terms = after
-        ctx.dynamics, ctx.noise, ctx.h = dynamics, noise, h
+        ctx.full, ctx.noise, ctx.h, ctx.linear = full, noise, h, linear
         ctx.save_for_backward(z, y, rows, *inputs)
         return torch.stack(states), cost
 
@@ -233,51 +238,64 @@ class _Reversible(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_cost: Tensor) -> tuple[Tensor | None, ...]:
         z, y, rows, *inputs = ctx.saved_tensors
-        steps, h = len(rows) - 1, ctx.h
-        grad_rows = torch.zeros_like(rows) if ctx.needs_input_grad[4] else None
+        steps, h, rotation = len(rows) - 1, ctx.h, inputs[: ctx.linear]
+        grad_rows = torch.zeros_like(rows) if ctx.needs_input_grad[5] else None
         sums = [torch.zeros_like(x) for x in inputs]
+
+        def traced(i: int, y: Tensor) -> _Traced:
+            return _Traced(ctx.full, (rows[i], y, *rotation), inputs[ctx.linear :])
+
+        def pulled(here: _Traced, i: int, to_drift: Tensor, to_diffusion: Tensor) -> Tensor:
+            row, point, *found = here.pulled((to_drift, to_diffusion, _share(i, steps, h) * grad_cost))
+            for total, part in zip(sums, found, strict=True):
+                if part is not None:
+                    total.add_(part)
+            if grad_rows is not None and row is not None:
+                grad_rows[i] = row
+            return torch.zeros_like(z) if point is None else point
+
         grad_z, grad_y = grad[steps], torch.zeros_like(y)
         to_drift, to_diffusion = torch.zeros_like(y), torch.zeros_like(y)  # from the steps after this one
-        here = _Traced(ctx.dynamics, rows[steps], y, inputs)
+        here = traced(steps, y)
         for i in reversed(range(steps)):
             increment = h**0.5 * ctx.noise(i)
-            to_rate = grad_cost * (h if i + 1 < steps else h / 2)
             half = grad_z / 2
-            grads = to_drift + h * half, to_diffusion + increment * half, to_rate
-            grad_y = grad_y + here.pulled(grads, sums, grad_rows, i + 1)
+            grad_y = grad_y + pulled(here, i + 1, to_drift + h * half, to_diffusion + increment * half)
             y = 2 * z - y - here.drift * h - here.diffusion * increment
-            before = _Traced(ctx.dynamics, rows[i], y, inputs)
+            before = traced(i, y)
             z = z - h / 2 * (before.drift + here.drift) - increment / 2 * (before.diffusion + here.diffusion)
             to_drift, to_diffusion = h * (grad_y + half), increment * (grad_y + half)
             grad_z, grad_y = grad_z + 2 * grad_y + grad[i], -grad_y
             here = before
-        grad_y = grad_y + here.pulled((to_drift, to_diffusion, grad_cost * h / 2), sums, grad_rows, 0)
-        return (None, None, None, grad_z + grad_y, grad_rows, *sums)
+        grad_y = grad_y + pulled(here, 0, to_drift, to_diffusion)
+        return (None, None, None, None, grad_z + grad_y, grad_rows, *sums)
+
+
+def _share(i: int, steps: int, h: float) -> float:
+    """Weight of the i-th grid point in the trapezoidal rule."""
+    return h / 2 * ((i > 0) + (i < steps))
 
 
 class _Traced:
-    """The terms at a point, evaluated so that gradients can be pulled back through them."""
+    """The terms at some arguments, evaluated so that gradients can be pulled back through them."""
 
-    def __init__(self, dynamics: Dynamics, row: Tensor, point: Tensor, inputs: Sequence[Tensor]):
+    def __init__(self, full: Callable[..., Terms], arguments: Sequence[Tensor], inputs: Sequence[Tensor]):
+        # copies, so that gradients end at them: what the arguments were made from gets its share outside
+        copies = [x.detach().requires_grad_(x.is_floating_point()) for x in arguments]
         with torch.enable_grad():
-            self._point, self._row = point.detach().requires_grad_(), row.detach().requires_grad_()
-            self._terms = dynamics(self._row, self._point)
-        self._inputs = inputs
+            self._terms = full(*copies)
+        self._sources = (*copies, *inputs)
         self.drift, self.diffusion = self._terms.drift.detach(), self._terms.diffusion.detach()
 
-    def pulled(self, grads: Sequence[Tensor], sums: list[Tensor], rows: Tensor | None, index: int) -> Tensor:
-        """The gradient of the point from those of the terms; those of the inputs are added to `sums`, that of the row
-        is put into `rows[index]`."""
-        pairs = [(value, grad.expand_as(value)) for value, grad in zip(self._terms, grads, strict=True)]
-        values, outer = zip(*((value, grad) for value, grad in pairs if value.requires_grad), strict=True)
-        wanted = [self._point, self._row, *self._inputs]
-        point, row, *found = torch.autograd.grad(values, wanted, outer, allow_unused=True)
-        for total, grad in zip(sums, found, strict=True):
-            if grad is not None:
-                total.add_(grad)
-        if rows is not None and row is not None:
-            rows[index] = row
-        return torch.zeros_like(self._point) if point is None else point
+    def pulled(self, grads: Sequence[Tensor]) -> list[Tensor | None]:
+        """Gradients of the arguments and of the inputs from those of the terms, `None` where there is none."""
+        pairs = [(x, grad.expand_as(x)) for x, grad in zip(self._terms, grads, strict=True) if x.requires_grad]
+        if not pairs:
+            return [None] * len(self._sources)
+        terms, outer = zip(*pairs, strict=True)
+        sources = [x for x in self._sources if x.requires_grad]
+        found = iter(torch.autograd.grad(terms, sources, outer, allow_unused=True))
+        return [next(found) if x.requires_grad else None for x in self._sources]
 
 
 def interpolate(states: Tensor, position: Tensor, h: float = 1.0, rotation: Rotation | None = None) -> Tensor:
