@@ -20,7 +20,7 @@ from tsde.solving import Estimates, estimating, in_chunks, recomputing, wanted
 from tsde.tableau import TABLEAUS
 
 METHODS = ("euler", "midpoint", "heun", "rk4")
-SCALE = 1e6  # of the states, so that what keeps the estimates' roots away from zero is far below them
+SCALE = 1e6  # of the states, so that what keeps the estimates' roots and quotients finite is far below them
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -69,11 +69,12 @@ def test_the_error_estimate_is_the_local_error_of_the_lower_solution(method: str
         for node, row in zip(tableau.nodes, tableau.alpha, strict=True):
             slopes.append(swing(node / n, start + sum(w / n * k for w, k in zip(row, slopes, strict=True))))
         lower = start + sum(w / n * k for w, k in zip(tableau.lower or tableau.beta, slopes, strict=True))
-        actual.append(float((lower - exact_swing(1 / n, start)).square().mean(-1).sqrt().mean()))
+        error, size = (lower - exact_swing(1 / n, start)).norm(dim=-1), start.norm(dim=-1)
+        actual.append(float((error / size).mean()))
         assert torch.isfinite(after).all()
     order = -np.polyfit(range(len(steps)), np.log2(found), 1)[0]
     assert order == pytest.approx(3 if method == "rk4" else 2, abs=0.2)
-    np.testing.assert_allclose(found[-1], actual[-1], rtol=0.05)
+    np.testing.assert_allclose(found[-1], actual[-1], rtol=0.08)
 
 
 @pytest.mark.parametrize("rate", [0.02, 3.0, 400.0])
@@ -89,16 +90,16 @@ def test_the_stiffness_estimate_of_a_linear_field_is_its_rate(method: str, rate:
         assert float(found) == pytest.approx(rate, rel=1e-6)
 
 
-def semilinear_estimates(steps: int, rate: complex, push: complex) -> tuple[Estimates, Tensor]:
+def semilinear_estimates(steps: int, rate: complex, push: complex) -> Estimates:
     start = SCALE * torch.tensor([[1.0 + 0.5j], [-2j]], dtype=torch.complex128)
     linear = torch.tensor([rate], dtype=torch.complex128)
     with estimating() as estimates:
         semilinear(Rotation(-linear.real, linear.imag), lambda z: push * z, start, torch.tensor(1.0), steps)
-    return estimates, start
+    return estimates
 
 
 def test_the_stiffness_estimate_of_a_semilinear_field_is_that_of_the_whole() -> None:
-    estimates, _ = semilinear_estimates(6, -3 + 20j, 1.5 - 0.5j)
+    estimates = semilinear_estimates(6, -3 + 20j, 1.5 - 0.5j)
     assert len(estimates.stiffness) == len(estimates.error) == 6
     for found in estimates.stiffness:
         assert float(found) == pytest.approx(abs(-1.5 + 19.5j), rel=1e-9)
@@ -108,17 +109,16 @@ def test_the_error_estimate_of_a_semilinear_field_is_that_of_eulers_method() -> 
     """What a method would make that knows nothing of the linear part: z + h F(z), off by h^2 F'F / 2."""
     whole, errors = -1.5 + 3.5j, []
     for steps in (16, 32, 64, 128):
-        estimates, start = semilinear_estimates(steps, -3 + 4j, 1.5 - 0.5j)
+        estimates = semilinear_estimates(steps, -3 + 4j, 1.5 - 0.5j)
         h = 1 / steps
-        euler = ((1 + whole * h) * start - np.exp(whole * h) * start).abs() / 2**0.5  # the mean square over two parts
-        errors.append((float(estimates.error[0]), float(euler.mean())))
+        errors.append((float(estimates.error[0]), abs(1 + whole * h - np.exp(whole * h))))
     found, actual = np.array(errors).T
     assert -np.polyfit(range(4), np.log2(found), 1)[0] == pytest.approx(2, abs=0.1)
-    np.testing.assert_allclose(found[-1], actual[-1], rtol=0.05)
+    np.testing.assert_allclose(found[-1], actual[-1], rtol=0.08)
 
 
 def test_estimates_of_euler_maruyama_follow_the_drift() -> None:
-    """Without noise z' = -4 z: the stiffness is four, and the error what Heun's method adds, h^2 4^2 z / 2."""
+    """Without noise z' = -4 z: the stiffness is four, and the error what Heun's method adds, h^2 4^2 / 2 of z."""
     start, steps = torch.full((3, 2), SCALE, dtype=torch.float64), 10
     rows = torch.zeros(steps + 1)
 
@@ -128,8 +128,8 @@ def test_estimates_of_euler_maruyama_follow_the_drift() -> None:
     with estimating() as estimates:
         paths = euler_maruyama(dynamics, start, rows, lambda i: torch.zeros_like(start), 0.01)
     assert [float(x) for x in estimates.stiffness] == pytest.approx([4.0] * (steps - 1), rel=1e-9)
-    expected = [8e-4 * float(z[0, 0]) for z in paths.states[: steps - 1]]
-    assert [float(x) for x in estimates.error] == pytest.approx(expected, rel=1e-9)
+    assert float(paths.states[1, 0, 0]) == pytest.approx(0.96 * SCALE)
+    assert [float(x) for x in estimates.error] == pytest.approx([8e-4 / 0.96] * (steps - 1), rel=1e-9)
 
 
 def test_nobody_estimates_unless_asked() -> None:
