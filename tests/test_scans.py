@@ -17,10 +17,12 @@ from tsde.scans.controlled import controlled_scan
 from tsde.scans.gated import gated_scan
 from tsde.scans.innovation import innovation_scan
 from tsde.scans.pairs import to_complex, to_real
+from tsde.scans.steered import SteeredWeights, steered_scan
 from tsde.solving import estimating
 from tsde.tableau import TABLEAUS
 
 LENGTH, BATCH, MODES, CHANNELS, WIDTH = 5, 3, 2, 3, 4
+STEP = 0.2
 REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
@@ -61,6 +63,28 @@ def plain_controlled(start, turns, drive, inner, inner_bias, outer, outer_bias, 
             slopes.append(torch.einsum("bpd,bp->bd", matrix, dx))
         states.append(first + sum(b * k for b, k in zip(tableau.beta, slopes, strict=True)))
     return torch.stack(states)
+
+
+def plain_steered(start, turn, shifts, noise, inner, inner_bias, outer, outer_bias) -> Tensor:  # type: ignore[no-untyped-def]
+    """The equations of `tsde/scans/steered.py`, line by line; states and, behind them as one more, the cost."""
+    width, states, cost = outer.shape[-1], [start], 0.0
+    for s, xi in zip(shifts, noise, strict=True):
+        z = states[-1]
+        a = z @ inner.t() + inner_bias
+        a = torch.nn.functional.silu(torch.cat([a[..., :width], a[..., width:] + s], -1)).split(width, -1)
+        d, f, *u = (hidden @ matrix.t() + bias for hidden, matrix, bias in zip(a, outer, outer_bias, strict=True))
+        steer = u[0] if u else torch.zeros_like(f)
+        spread = torch.log(1 + d.exp())
+        y = z + STEP * (f + spread * steer) + STEP**0.5 * spread * xi
+        states.append(to_real(to_complex(y) * turn))
+        cost = cost + STEP / 2 * steer.square().sum(-1)
+    return torch.stack([*states, (torch.zeros_like(start) + cost[..., None])])
+
+
+def joined_steered(start, turn, shifts, noise, *weights) -> Tensor:  # type: ignore[no-untyped-def]
+    """States, and the cost behind them as one more."""
+    states, cost = steered_scan(start, turn, shifts, noise, STEP, SteeredWeights(*weights))
+    return torch.cat([states, (torch.zeros_like(states[0]) + cost[..., None])[None]])
 
 
 class Case(NamedTuple):
@@ -105,6 +129,16 @@ def controlled_inputs(batch: int, dtype: torch.dtype) -> list[Tensor]:
     return [start, drawn_turns(2, batch, MODES, dtype), drive, *(drawn(*shape, dtype=dtype) for shape in shapes)]
 
 
+def steered_inputs(parts: int, batch: int, dtype: torch.dtype) -> list[Tensor]:
+    """Two samples; `parts` is 3 with steering, 2 without."""
+    size, samples, steps = 2 * MODES, 2, 3
+    start, noise = drawn(samples, batch, size, dtype=dtype), torch.randn(steps, samples, batch, size, dtype=dtype)
+    turn = drawn_turns(1, 1, MODES, dtype).detach()[0, 0].requires_grad_()
+    shifts = drawn(steps, batch, (parts - 1) * WIDTH, dtype=dtype)
+    shapes = (parts * WIDTH, size), (parts * WIDTH,), (parts, size, WIDTH), (parts, size)
+    return [start, turn, shifts, noise, *(drawn(*shape, dtype=dtype) for shape in shapes)]
+
+
 CASES = {
     "innovation": Case(innovation_scan, plain_innovation, innovation_inputs),
     "gated": Case(gated_scan, plain_gated, gated_inputs),
@@ -113,6 +147,8 @@ CASES = {
         partial(plain_controlled, tableau=TABLEAUS["rk4"]),
         controlled_inputs,
     ),
+    "steered": Case(joined_steered, plain_steered, partial(steered_inputs, 3)),
+    "unsteered": Case(joined_steered, plain_steered, partial(steered_inputs, 2)),
 }
 
 
@@ -191,10 +227,10 @@ def test_memory_layout_does_not_matter(case: Case) -> None:
     """Of the start and of the gradient that comes in, as views and reductions leave them."""
     inputs = case.inputs(BATCH, torch.float64)
     expected = gradients(case.scan, inputs)
-    turned = inputs[0].detach().t().contiguous().t().requires_grad_()
+    turned = inputs[0].detach().mT.contiguous().mT.requires_grad_()
     assert not turned.is_contiguous()
     states = case.scan(turned, *inputs[1:])
-    weight = weight_like(states).permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    weight = weight_like(states).mT.contiguous().mT
     close(torch.autograd.grad(states, wanting([turned, *inputs[1:]]), weight), expected, 1e-14)
     (start,) = torch.autograd.grad(case.scan(*inputs).real.sum(), inputs[0])  # a gradient of stride zero
     close([start], torch.autograd.grad(case.plain(*inputs).real.sum(), inputs[0]))
@@ -231,9 +267,9 @@ def test_a_series_does_not_depend_on_its_neighbours_nor_on_its_place(case: Case,
     together = scan(torch.cat([own, own[:1].expand(rows - series)]))
     for i in range(series):
         alone = scan(torch.full((rows,), i))
-        assert torch.equal(together[:, i], alone[:, 0]), f"series {i}"
+        assert torch.equal(together.select(-2, i), alone.select(-2, 0)), f"series {i}"
         place = torch.arange(rows).roll(i + 5)
-        assert torch.equal(scan(place)[:, int((place == i).nonzero())], alone[:, 0]), f"series {i}"
+        assert torch.equal(scan(place).select(-2, int((place == i).nonzero())), alone.select(-2, 0)), f"series {i}"
 
 
 def test_second_derivatives_are_refused(case: Case) -> None:
