@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+import torchsde
 from scipy.linalg import expm
 from torch import Tensor
 
@@ -175,3 +176,33 @@ def test_a_divergent_semilinear_solution_is_not_finite(tolerance: float | None) 
     start = torch.full((2, 1), 3.0, dtype=torch.complex64)
     solution = semilinear(turn, lambda z: z * z.abs().square(), start, torch.tensor([1.0]), 12, tolerance)
     assert not torch.isfinite(torch.view_as_real(solution.at(torch.ones(2, 1)))).any()
+
+
+QUARTERS = torch.linspace(0, 1, 5).double()
+
+
+def geometric(tolerance: float, entropy: int = 5) -> Tensor:
+    """dz = z / 2 dt + z / 3 dW from one, at four times."""
+    start = torch.ones(50, 1).double()
+    return adaptive.solve_stochastic(lambda t, z: z / 2, lambda t, z: z / 3, start, QUARTERS, tolerance, entropy)
+
+
+def test_adaptive_paths_converge_on_their_brownian_motion() -> None:
+    """Ito's sense: z(1) = exp(1/2 - 1/18 + W(1) / 3), at every tolerance with the W(1) that its entropy draws."""
+    motion = torchsde.BrownianInterval(
+        0.0, 1.0, size=(50, 1), dtype=torch.float64, entropy=5, dt=0.25, levy_area_approximation="space-time"
+    )
+    exact = torch.exp(1 / 2 - 1 / 18 + motion(0.0, 1.0) / 3)
+    errors = [float((geometric(tolerance)[-1] - exact).abs().max()) for tolerance in (1e-2, 1e-5)]
+    assert errors[0] < 0.05 and errors[1] < 1e-3 and errors[1] < errors[0] / 5
+    assert torch.equal(geometric(1e-2), geometric(1e-2))
+    assert not torch.allclose(geometric(1e-2, 6), geometric(1e-2), rtol=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:Hitting minimum allowed step size")
+def test_an_adaptive_path_that_overflows_is_not_a_number() -> None:
+    start = torch.full((2, 1), 3.0, dtype=torch.float64, requires_grad=True)
+    found = adaptive.solve_stochastic(lambda t, z: z**3, lambda t, z: z / 3, start, QUARTERS, 1e-2, 5)
+    assert found.shape == (5, 2, 1) and found.isnan().all()
+    (gradient,) = torch.autograd.grad(found.sum(), start)
+    assert gradient.isnan().all()

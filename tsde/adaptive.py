@@ -41,7 +41,12 @@ def solve(field: TimeField, state: Tensor, times: Tensor, tolerance: float) -> T
             options={"max_num_steps": MAX_STEPS, "norm": worst_row},
         )
     except AssertionError:
-        return (state * torch.nan).expand(len(times), *state.shape)
+        return _lost(state, times)
+
+
+def _lost(state: Tensor, times: Tensor) -> Tensor:
+    """What a divergent solution becomes; a loss of it still has a gradient, which is not a number either."""
+    return (state * torch.nan).expand(len(times), *state.shape)
 
 
 class _Equation(nn.Module):
@@ -65,7 +70,8 @@ def solve_stochastic(
 ) -> Tensor:
     """dz = f dt + g dW, Ito, g diagonal: `(N, D)` -> `(T, N, D)` at `times (T,)`, which are equally spaced.
 
-    Roessler's strong order 1.5 Runge-Kutta method with steps halved until two half steps agree with a whole one.
+    Roessler's strong order 1.5 Runge-Kutta method with steps halved until two half steps agree with a whole one. A
+    solution that overflows becomes not a number.
 
     Args:
         entropy: seeds the Brownian motion; the same entropy is the same motion, whatever the steps.
@@ -76,15 +82,18 @@ def solve_stochastic(
     motion = torchsde.BrownianInterval(
         0.0, span, size=size, dtype=state.dtype, entropy=entropy, dt=spacing, levy_area_approximation="space-time"
     )
-    return torchsde.sdeint(
-        _Equation(drift, diffusion),
-        state,
-        times,
-        bm=motion,
-        method="srk",
-        dt=spacing,
-        adaptive=True,
-        rtol=tolerance,
-        atol=tolerance,
-        dt_min=_SHORTEST,
-    )
+    try:
+        return torchsde.sdeint(
+            _Equation(drift, diffusion),
+            state,
+            times,
+            bm=motion,
+            method="srk",
+            dt=spacing,
+            adaptive=True,
+            rtol=tolerance,
+            atol=tolerance,
+            dt_min=_SHORTEST,
+        )
+    except AssertionError:
+        return _lost(state, times)
