@@ -74,7 +74,7 @@ def solve_stochastic(
     solution that overflows becomes not a number.
 
     Args:
-        entropy: seeds the Brownian motion; the same entropy is the same motion, whatever the steps.
+        entropy: seeds the Brownian motion; where it ends does not depend on the steps, what it does on the way may.
     """
     span, spacing = float(times[-1]), float(times[1])
     size = (len(state), state.shape[-1])
