@@ -30,20 +30,19 @@ def plain_loop(
 ) -> Paths:
     """The method as it is written down, for automatic differentiation to take apart."""
 
-    def terms(i: int, y: Tensor) -> Terms:
-        drift, diffusion, rate = dynamics(rows[i], y)
-        return Terms(drift if rotation is None else drift + to_real(rotation.rate * to_complex(y)), diffusion, rate)
+    def turned(x: Tensor) -> Tensor:
+        return x if rotation is None else to_real(to_complex(x) * rotation.over(torch.tensor(h, dtype=x.dtype)))
 
     z = y = state
-    here, states, rates = terms(0, y), [z], []
+    here, states, rates = dynamics(rows[0], y), [z], []
     for i in range(len(rows) - 1):
         rates.append(here.rate)
         shock = h**0.5 * noise(i)
-        y = 2 * z - y + here.drift * h + here.diffusion * shock
-        after = terms(i + 1, y)
-        z = z + (here.drift + after.drift) * h / 2 + (here.diffusion + after.diffusion) * shock / 2
+        middle = z + (here.drift * h + here.diffusion * shock) / 2
+        y = turned(2 * middle - y)
+        here = dynamics(rows[i + 1], y)
+        z = turned(middle) + (here.drift * h + here.diffusion * shock) / 2
         states.append(z)
-        here = after
     rates.append(here.rate)
     return Paths(torch.stack(states), h * torch.stack([(a + b) / 2 for a, b in itertools.pairwise(rates)]).sum(0))
 
@@ -236,3 +235,17 @@ def test_the_path_is_rebuilt_backwards_up_to_rounding() -> None:
 
     found, exact = gradient(reversible_heun, torch.float32), gradient(plain_loop, torch.float64)
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-4 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("decay", [0.0, 2.0, 50.0])
+def test_a_linear_part_is_exact_at_any_step(decay: float) -> None:
+    """Also where |lambda h| is far above one, at which the method without a turning frame explodes."""
+    turn = Rotation(torch.tensor([decay]).double(), torch.tensor([40.0]).double())
+    start = torch.tensor([[1.0, 0.5]]).double()
+
+    def still(row: Tensor, z: Tensor) -> Terms:
+        return Terms(torch.zeros_like(z), torch.zeros_like(z), z.new_zeros(()))
+
+    found = reversible_heun(still, start, torch.zeros(13), lambda i: start, 1 / 12, turn).states
+    expected = to_complex(start) * turn.over(torch.arange(13).double()[:, None] / 12)
+    torch.testing.assert_close(to_complex(found), expected, rtol=1e-11, atol=1e-13)
