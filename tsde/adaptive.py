@@ -23,10 +23,12 @@ def solve(field: TimeField, state: Tensor, times: Tensor, tolerance: float) -> T
     """z' = field(t, z) by the pair of Dormand and Prince, orders 5 and 4: `(N, D)` -> `(T, N, D)` at `times (T,)`.
 
     A solution that needs more than `MAX_STEPS` steps, or steps too short for its arithmetic, becomes not a number.
+    Gradients are those of the steps that were taken.
     """
 
     def worst_row(error: Tensor) -> Tensor:
-        return error.square().mean(-1).sqrt().max()
+        # detached, or gradients would also go through the length of the first step, and be nan where a row is zero
+        return error.detach().square().mean(-1).sqrt().max()
 
     try:
         return torchdiffeq.odeint(
@@ -39,7 +41,12 @@ def solve(field: TimeField, state: Tensor, times: Tensor, tolerance: float) -> T
             options={"max_num_steps": MAX_STEPS, "norm": worst_row},
         )
     except AssertionError:
-        return state.new_full((len(times), *state.shape), torch.nan)
+        return _lost(state, times)
+
+
+def _lost(state: Tensor, times: Tensor) -> Tensor:
+    """What a divergent solution becomes; a loss of it still has a gradient, which is not a number either."""
+    return (state * torch.nan).expand(len(times), *state.shape)
 
 
 class _Equation(nn.Module):
@@ -63,10 +70,11 @@ def solve_stochastic(
 ) -> Tensor:
     """dz = f dt + g dW, Ito, g diagonal: `(N, D)` -> `(T, N, D)` at `times (T,)`, which are equally spaced.
 
-    Roessler's strong order 1.5 Runge-Kutta method with steps halved until two half steps agree with a whole one.
+    Roessler's strong order 1.5 Runge-Kutta method with steps halved until two half steps agree with a whole one. A
+    solution that overflows becomes not a number.
 
     Args:
-        entropy: seeds the Brownian motion; the same entropy is the same motion, whatever the steps.
+        entropy: seeds the Brownian motion; where it ends does not depend on the steps, what it does on the way may.
     """
     span, spacing = float(times[-1]), float(times[1])
     size = (len(state), state.shape[-1])
@@ -74,15 +82,18 @@ def solve_stochastic(
     motion = torchsde.BrownianInterval(
         0.0, span, size=size, dtype=state.dtype, entropy=entropy, dt=spacing, levy_area_approximation="space-time"
     )
-    return torchsde.sdeint(
-        _Equation(drift, diffusion),
-        state,
-        times,
-        bm=motion,
-        method="srk",
-        dt=spacing,
-        adaptive=True,
-        rtol=tolerance,
-        atol=tolerance,
-        dt_min=_SHORTEST,
-    )
+    try:
+        return torchsde.sdeint(
+            _Equation(drift, diffusion),
+            state,
+            times,
+            bm=motion,
+            method="srk",
+            dt=spacing,
+            adaptive=True,
+            rtol=tolerance,
+            atol=tolerance,
+            dt_min=_SHORTEST,
+        )
+    except AssertionError:
+        return _lost(state, times)

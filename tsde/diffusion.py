@@ -139,6 +139,17 @@ def _adaptive(dynamics: Dynamics, state: Tensor, rows: Tensor, noise: Noise, h: 
     return Paths(states, cost)
 
 
+def _with_linear(dynamics: Dynamics, rotation: Rotation | None) -> Dynamics:
+    if rotation is None:
+        return dynamics
+
+    def full(row: Tensor, z: Tensor) -> Terms:
+        terms = dynamics(row, z)
+        return terms._replace(drift=terms.drift + to_real(rotation.rate * to_complex(z)))
+
+    return full
+
+
 def euler_maruyama(
     dynamics: Dynamics, state: Tensor, rows: Tensor, noise: Noise, h: float, rotation: Rotation | None = None
 ) -> Paths:
@@ -181,103 +192,119 @@ def reversible_heun(
 ) -> Paths:
     """Stratonovich's sense, with memory for gradients that is constant in the number of steps:
 
-        y_{i+1} = 2 z_i - y_i + f_i h + g_i dW_i,          f_{i+1}, g_{i+1} at (t_{i+1}, y_{i+1})
-        z_{i+1} = z_i + (f_i + f_{i+1}) h / 2 + (g_i + g_{i+1}) dW_i / 2
+        a_i = z_i + (f_i h + g_i dW_i) / 2
+        y_{i+1} = e^{lambda h} (2 a_i - y_i),                               f_{i+1}, g_{i+1} at (t_{i+1}, y_{i+1})
+        z_{i+1} = e^{lambda h} a_i + (f_{i+1} h + g_{i+1} dW_i) / 2
 
     The step can be undone in closed form, so the backward pass rebuilds every state instead of keeping it, and its
     gradients are those of the discretisation up to rounding (Kidger et al. 2021, "Efficient and accurate gradients
-    for neural SDEs"). One evaluation per step; strong order 1/2, and 1 for additive noise. The linear part is not
-    split off but belongs to f. Rounding grows with what the flow contracts, by e^{decay} per unit of time.
+    for neural SDEs"). One evaluation per step; strong order 1/2, and 1 for additive noise. Deviation: the method is
+    applied in the frame that turns with the linear flow, which is exact at any h; as a part of f it would be stable for
+    |lambda h| <= 1 without decay only. Rounding grows with what the flow contracts, by e^{decay} per unit of time.
 
     Args:
-        inputs: what else the dynamics depend on and that may want gradients: parameters.
+        inputs: what else the dynamics depend on and that may want gradients: parameters. None of them may be made from
+            another one.
     """
-    wants = [x for x in (*inputs, *(rotation or ())) if x.requires_grad]
-    states, cost = _Reversible.apply(_with_linear(dynamics, rotation), noise, h, state, rows, *wants)
-    return Paths(states, cost)
+    turn = None if rotation is None else rotation.over(state.new_tensor(h))
+    # once each, or a parameter that is named twice would get its gradient twice
+    wants = [x for x in dict.fromkeys(inputs) if x.requires_grad]
+    return Paths(*_Reversible.apply(dynamics, noise, h, state, rows, turn, *wants))
 
 
-def _with_linear(dynamics: Dynamics, rotation: Rotation | None) -> Dynamics:
-    if rotation is None:
-        return dynamics
-
-    def full(row: Tensor, z: Tensor) -> Terms:
-        terms = dynamics(row, z)
-        return terms._replace(drift=terms.drift + to_real(rotation.rate * to_complex(z)))
-
-    return full
+def _turned(x: Tensor, turn: Tensor | None) -> Tensor:
+    return x if turn is None else to_real(to_complex(x) * turn)
 
 
 class _Reversible(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, dynamics: Dynamics, noise: Noise, h: float, state: Tensor, rows: Tensor, *inputs: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        z = y = state
+        ctx: Any, dynamics: Dynamics, noise: Noise, h: float,
+        state: Tensor, rows: Tensor, turn: Tensor | None, *inputs: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        z = y = state.contiguous()
         steps = len(rows) - 1
         terms = dynamics(rows[0], y)
-        states, cost = [z], h / 2 * terms.rate
+        states, cost = [z], _share(0, steps, h) * terms.rate
         for i in range(steps):
-            increment = h**0.5 * noise(i)
-            y = 2 * z - y + terms.drift * h + terms.diffusion * increment
-            after = dynamics(rows[i + 1], y)
-            z = z + h / 2 * (terms.drift + after.drift) + increment / 2 * (terms.diffusion + after.diffusion)
-            cost = cost + (h if i + 1 < steps else h / 2) * after.rate
+            half = h**0.5 / 2 * noise(i)
+            middle = z + h / 2 * terms.drift + half * terms.diffusion
+            y = _turned(2 * middle - y, turn)
+            terms = dynamics(rows[i + 1], y)
+            z = _turned(middle, turn) + h / 2 * terms.drift + half * terms.diffusion
+            cost = cost + _share(i + 1, steps, h) * terms.rate
             states.append(z)
-            terms = after
         ctx.dynamics, ctx.noise, ctx.h = dynamics, noise, h
-        ctx.save_for_backward(z, y, rows, *inputs)
+        ctx.save_for_backward(z, y, rows, turn, *inputs)
         return torch.stack(states), cost
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_cost: Tensor) -> tuple[Tensor | None, ...]:
-        z, y, rows, *inputs = ctx.saved_tensors
+        z, y, rows, turn, *inputs = ctx.saved_tensors
         steps, h = len(rows) - 1, ctx.h
         grad_rows = torch.zeros_like(rows) if ctx.needs_input_grad[4] else None
-        sums = [torch.zeros_like(x) for x in inputs]
+        sums, grad_turn = [torch.zeros_like(x) for x in inputs], None
+        back, forth = (None, None) if turn is None else (1 / turn, turn.conj())
+
+        def pulled(here: _Traced, i: int, to_drift: Tensor, to_diffusion: Tensor) -> Tensor:
+            row, point, *found = here.pulled((to_drift, to_diffusion, _share(i, steps, h) * grad_cost))
+            for total, part in zip(sums, found, strict=True):
+                if part is not None:
+                    total.add_(part)
+            if grad_rows is not None and row is not None:
+                grad_rows[i] = row
+            return torch.zeros_like(z) if point is None else point
+
         grad_z, grad_y = grad[steps], torch.zeros_like(y)
         to_drift, to_diffusion = torch.zeros_like(y), torch.zeros_like(y)  # from the steps after this one
-        here = _Traced(ctx.dynamics, rows[steps], y, inputs)
+        here = _Traced(ctx.dynamics, (rows[steps], y), inputs)
         for i in reversed(range(steps)):
-            increment = h**0.5 * ctx.noise(i)
-            to_rate = grad_cost * (h if i + 1 < steps else h / 2)
-            half = grad_z / 2
-            grads = to_drift + h * half, to_diffusion + increment * half, to_rate
-            grad_y = grad_y + here.pulled(grads, sums, grad_rows, i + 1)
-            y = 2 * z - y - here.drift * h - here.diffusion * increment
-            before = _Traced(ctx.dynamics, rows[i], y, inputs)
-            z = z - h / 2 * (before.drift + here.drift) - increment / 2 * (before.diffusion + here.diffusion)
-            to_drift, to_diffusion = h * (grad_y + half), increment * (grad_y + half)
-            grad_z, grad_y = grad_z + 2 * grad_y + grad[i], -grad_y
-            here = before
-        grad_y = grad_y + here.pulled((to_drift, to_diffusion, grad_cost * h / 2), sums, grad_rows, 0)
-        return (None, None, None, grad_z + grad_y, grad_rows, *sums)
+            half = h**0.5 / 2 * ctx.noise(i)
+            grad_y = grad_y + pulled(here, i + 1, to_drift + h / 2 * grad_z, to_diffusion + half * grad_z)
+            middle = z - h / 2 * here.drift - half * here.diffusion  # behind the turn
+            if turn is not None:
+                share = (
+                    to_complex(grad_y) * to_complex(y).conj()
+                    + to_complex(grad_z.contiguous()) * to_complex(middle).conj()
+                )
+                grad_turn = share.flatten(0, -2).sum(0) + (0 if grad_turn is None else grad_turn)
+            y = _turned(2 * middle - y, back)
+            here = _Traced(ctx.dynamics, (rows[i], y), inputs)
+            z = _turned(middle, back) - h / 2 * here.drift - half * here.diffusion
+            to_middle, grad_y = _turned((grad_z + 2 * grad_y).contiguous(), forth), -_turned(grad_y, forth)
+            to_drift, to_diffusion = h / 2 * to_middle, half * to_middle
+            grad_z = to_middle + grad[i]
+        grad_y = grad_y + pulled(here, 0, to_drift, to_diffusion)
+        grad_turn = None if grad_turn is None else grad_turn / turn.conj()
+        return (None, None, None, grad_z + grad_y, grad_rows, grad_turn, *sums)
+
+
+def _share(i: int, steps: int, h: float) -> float:
+    """Weight of the i-th grid point in the trapezoidal rule."""
+    return h / 2 * ((i > 0) + (i < steps))
 
 
 class _Traced:
-    """The terms at a point, evaluated so that gradients can be pulled back through them."""
+    """The terms at some arguments, evaluated so that gradients can be pulled back through them."""
 
-    def __init__(self, dynamics: Dynamics, row: Tensor, point: Tensor, inputs: Sequence[Tensor]):
+    def __init__(self, dynamics: Dynamics, arguments: Sequence[Tensor], inputs: Sequence[Tensor]):
+        # copies, so that gradients end at them: what the arguments were made from gets its share outside
+        copies = [x.detach().requires_grad_(x.is_floating_point()) for x in arguments]
         with torch.enable_grad():
-            self._point, self._row = point.detach().requires_grad_(), row.detach().requires_grad_()
-            self._terms = dynamics(self._row, self._point)
-        self._inputs = inputs
+            self._terms = dynamics(*copies)
+        self._sources = (*copies, *inputs)
         self.drift, self.diffusion = self._terms.drift.detach(), self._terms.diffusion.detach()
 
-    def pulled(self, grads: Sequence[Tensor], sums: list[Tensor], rows: Tensor | None, index: int) -> Tensor:
-        """The gradient of the point from those of the terms; those of the inputs are added to `sums`, that of the row
-        is put into `rows[index]`."""
-        pairs = [(value, grad.expand_as(value)) for value, grad in zip(self._terms, grads, strict=True)]
-        values, outer = zip(*((value, grad) for value, grad in pairs if value.requires_grad), strict=True)
-        wanted = [self._point, self._row, *self._inputs]
-        point, row, *found = torch.autograd.grad(values, wanted, outer, allow_unused=True)
-        for total, grad in zip(sums, found, strict=True):
-            if grad is not None:
-                total.add_(grad)
-        if rows is not None and row is not None:
-            rows[index] = row
-        return torch.zeros_like(self._point) if point is None else point
+    def pulled(self, grads: Sequence[Tensor]) -> list[Tensor | None]:
+        """Gradients of the arguments and of the inputs from those of the terms, `None` where there is none."""
+        pairs = [(x, grad.expand_as(x)) for x, grad in zip(self._terms, grads, strict=True) if x.requires_grad]
+        if not pairs:
+            return [None] * len(self._sources)
+        terms, outer = zip(*pairs, strict=True)
+        sources = [x for x in self._sources if x.requires_grad]
+        found = iter(torch.autograd.grad(terms, sources, outer, allow_unused=True))
+        return [next(found) if x.requires_grad else None for x in self._sources]
 
 
 def interpolate(states: Tensor, position: Tensor, h: float = 1.0, rotation: Rotation | None = None) -> Tensor:

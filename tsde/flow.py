@@ -119,16 +119,15 @@ def controlled(
     if solver.adaptive or wanted() is not None:
         return _controlled_eagerly(field, path, start, solver, turns)
     tableau = TABLEAUS[solver.method]
-    drive = path.drive(tableau.nodes, solver.substeps)
-    if not len(drive):
+    if not path.intervals:
         return start[None]
-    if turns is None:
-        states = in_chunks(lambda z, dx: controlled_scan(z, None, dx, *field, tableau)[1:], start, drive)
-    elif solver.substeps > 1:
-        states = controlled_scan(start, turns, drive, *field, tableau)[1:]
-    else:
-        states = in_chunks(lambda z, dx, t: controlled_scan(z, t, dx, *field, tableau)[1:], start, drive, turns)
-    return torch.cat([start[None], states[solver.substeps - 1 :: solver.substeps]])
+    drive = path.drive(tableau.nodes, solver.substeps).unflatten(0, (path.intervals, solver.substeps))
+
+    def scan(z: Tensor, dx: Tensor, turn: Tensor | None = None) -> Tensor:
+        return controlled_scan(z, turn, dx.flatten(0, 1), *field, tableau)[solver.substeps :: solver.substeps]
+
+    states = in_chunks(scan, start, drive, *(() if turns is None else (turns,)))
+    return torch.cat([start[None], states])
 
 
 def _controlled_eagerly(

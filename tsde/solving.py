@@ -78,6 +78,7 @@ def in_chunks(scan: Callable[..., Tensor], start: Tensor, *rows: Tensor) -> Tens
         return scan(start, *rows)
     states = []
     for part in zip(*(row.split(size) for row in rows), strict=True):
-        states.append(checkpoint(scan, start, *part, use_reentrant=False))
-        start = states[-1][-1]
+        # scans draw nothing, so there is no state of a random generator to keep
+        states.append(checkpoint(scan, start, *part, use_reentrant=False, preserve_rng_state=False))
+        start = states[-1][-1].clone()  # a view would keep the states of the whole chunk
     return torch.cat(states)

@@ -109,7 +109,7 @@ class _ControlledScan(torch.autograd.Function):
         rows = (before, squashed, squashed.unflatten(-1, (controls, size)), grad_before)
         all_rows = list(zip(*(_unbound(x) for x in rows), _unbound(4 * drive[..., None]), strict=True))
         given = grad.unbind(0)
-        state = given[steps].clone()  # z'
+        state = given[steps].clone(memory_format=torch.contiguous_format)  # z'
         for r in reversed(range(steps)):
             ps, ms, matrices, out, dxs = all_rows[r]
             for s in range(stages):

@@ -51,7 +51,7 @@ class _GatedScan(torch.autograd.Function):
         candidate_in = 2 * candidate_in  # tanh(x) = 2 sigma(2x) - 1, nine times cheaper on a CPU
         gates_t = weight[: 2 * size].t().contiguous()
         candidate_t = (2 * weight[2 * size :]).t().contiguous()
-        state = start
+        state = start.contiguous()
         resets, updates = opened[..., :size], opened[..., size:]
         rows = (turns, gates_in, candidate_in, before, opened, resets, updates, shared, candidate, states)
         for turn, xg, xn, h, gate, r, u, c, n, after in zip(*(x.unbind(0) for x in rows), strict=True):
@@ -77,7 +77,7 @@ class _GatedScan(torch.autograd.Function):
         raw = opened.new_empty(*opened.shape[:2], 3 * size)  # [p', q', c']
         grad_candidate, grad_before = torch.empty_like(before), torch.empty_like(before)
         flows = turns.conj().resolve_conj()
-        carried = torch.zeros_like(start)
+        carried = start.new_zeros(start.shape)
         rows = (grad, flows, to_update, to_candidate, to_reset, reset, keep, raw, *raw.split(size, -1))
         rows = (*rows, grad_candidate, grad_before)
         loop = list(zip(*(x.unbind(0) for x in rows), strict=True))
