@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tsde.scans.pairs import to_complex, to_real
+from tsde.scans.pairs import kept_rows, to_complex, to_real
 from tsde.tableau import Tableau
 
 _aten = torch.ops.aten
@@ -45,21 +45,23 @@ def controlled_scan(
         drive: dX, `(R, S, B, P)`; S is 1 where all stages of a step see the same increment.
         inner, inner_bias: A `(W, D)`, a `(W,)`. outer, outer_bias: B `(P D, W)`, b `(P D,)`, control first.
     """
-    return _ControlledScan.apply(start, turns, drive, inner, inner_bias, outer, outer_bias, tableau)
+    return _ControlledScan.apply(
+        torch.is_grad_enabled(), start, turns, drive, inner, inner_bias, outer, outer_bias, tableau
+    )
 
 
 class _ControlledScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, start: Tensor, turns: Tensor | None, drive: Tensor,
+        ctx: Any, keep: bool, start: Tensor, turns: Tensor | None, drive: Tensor,
         inner: Tensor, inner_bias: Tensor, outer: Tensor, outer_bias: Tensor, tableau: Tableau,
     ) -> Tensor:  # fmt: skip
         (steps, kinds, batch, controls), size, stages = drive.shape, start.shape[1], len(tableau.beta)
         every = 1 if turns is None else steps // len(turns)
         states = start.new_empty(steps + 1, batch, size)
-        points = start.new_empty(steps, stages, batch, size)  # y
-        before = start.new_empty(steps, stages, batch, len(inner))  # p
-        squashed = start.new_empty(steps, stages, batch, len(outer))  # m
+        points = kept_rows(keep, start, steps, stages, batch, size)  # y
+        before = kept_rows(keep, start, steps, stages, batch, len(inner))  # p
+        squashed = kept_rows(keep, start, steps, stages, batch, len(outer))  # m
         inner_t, outer_t, bias = inner.t().contiguous(), (2 * outer).t().contiguous(), 2 * outer_bias
         products = start.new_empty(batch, controls, size)
         hidden = start.new_empty(batch, len(inner))
@@ -96,7 +98,7 @@ class _ControlledScan(torch.autograd.Function):
         tableau: Tableau = ctx.tableau
         (steps, kinds, batch, controls), size, stages = drive.shape, states.shape[-1], len(tableau.beta)
         every = 1 if turns is None else steps // len(turns)
-        wants_drive = ctx.needs_input_grad[2]
+        wants_drive = ctx.needs_input_grad[3]
         grad_before, grad_drive = torch.empty_like(before), torch.zeros_like(drive)
         grad_turns = None if turns is None else torch.empty_like(turns)
         grad_outer, grad_outer_bias = torch.zeros_like(outer), outer.new_zeros(len(outer))
@@ -139,7 +141,7 @@ class _ControlledScan(torch.autograd.Function):
             state = state.add_(given[r])
         flat = grad_before.flatten(0, 2)
         return (
-            state, grad_turns, grad_drive if wants_drive else None,
+            None, state, grad_turns, grad_drive if wants_drive else None,
             flat.t() @ points.flatten(0, 2), flat.sum(0), grad_outer, grad_outer_bias, None,
         )  # fmt: skip
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tsde.scans.pairs import to_complex
+from tsde.scans.pairs import kept_rows, to_complex
 
 
 def gated_scan(start: Tensor, turns: Tensor, drive: Tensor, seen: Tensor, weight: Tensor) -> Tensor:
@@ -37,15 +37,18 @@ def gated_scan(start: Tensor, turns: Tensor, drive: Tensor, seen: Tensor, weight
         drive: x = [x^r, x^u, x^n], `(L, B, 3D)`. seen: s, `(L, B, 1)`, zero or one; it is data and gets no gradient.
         weight: U, `(3D, D)`.
     """
-    return _GatedScan.apply(start, turns, drive, seen, weight)
+    return _GatedScan.apply(torch.is_grad_enabled(), start, turns, drive, seen, weight)
 
 
 class _GatedScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, start: Tensor, turns: Tensor, drive: Tensor, seen: Tensor, weight: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, keep: bool, start: Tensor, turns: Tensor, drive: Tensor, seen: Tensor, weight: Tensor
+    ) -> Tensor:
         length, batch, size = *turns.shape[:2], weight.shape[1]
-        before, states, shared, candidate = (start.new_empty(length, batch, size) for _ in range(4))
-        opened = start.new_empty(length, batch, 2 * size)
+        states = start.new_empty(length, batch, size)
+        before, shared, candidate = (kept_rows(keep, start, length, batch, size) for _ in range(3))
+        opened = kept_rows(keep, start, length, batch, 2 * size)
         reset_in, update_in, candidate_in = drive.split(size, -1)
         gates_in = torch.cat([reset_in, update_in.masked_fill(seen == 0, -torch.inf)], -1)  # sigma(-inf) is zero
         candidate_in = 2 * candidate_in  # tanh(x) = 2 sigma(2x) - 1, nine times cheaper on a CPU
@@ -92,4 +95,4 @@ class _GatedScan(torch.autograd.Function):
         previous = to_complex(torch.cat([start[None], states[:-1]]))
         grad_drive = torch.cat([raw[..., : 2 * size], grad_candidate], -1)
         grad_weight = raw.flatten(0, 1).t() @ before.flatten(0, 1)
-        return carried, to_complex(grad_before) * previous.conj(), grad_drive, None, grad_weight
+        return None, carried, to_complex(grad_before) * previous.conj(), grad_drive, None, grad_weight

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tsde.scans.pairs import to_real
+from tsde.scans.pairs import kept_rows, to_real
 
 
 def innovation_scan(
@@ -42,20 +42,23 @@ def innovation_scan(
         drive: d, `(L, B, 2W)`. seen: s, `(L, B, 1)`, zero or one.
         read, bias: A `(C + 2W, 2M)` and b `(C + 2W,)`. innovate: E `(2W, C)`. gain: G `(2M, W)`.
     """
-    return _InnovationScan.apply(start, turns, values, mask, drive, seen, read, bias, innovate, gain)
+    return _InnovationScan.apply(
+        torch.is_grad_enabled(), start, turns, values, mask, drive, seen, read, bias, innovate, gain
+    )
 
 
 class _InnovationScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, start: Tensor, turns: Tensor, values: Tensor, mask: Tensor, drive: Tensor, seen: Tensor,
+        ctx: Any, keep: bool, start: Tensor, turns: Tensor, values: Tensor, mask: Tensor, drive: Tensor, seen: Tensor,
         read: Tensor, bias: Tensor, innovate: Tensor, gain: Tensor,
     ) -> Tensor:  # fmt: skip
-        length, batch, _ = turns.shape
+        length, batch, modes = turns.shape
         channels, width = values.shape[-1], gain.shape[1]
-        before, states = torch.empty_like(turns), torch.empty_like(turns)
-        innovation = torch.empty_like(values)
-        opened, moved = values.new_empty(length, batch, width), values.new_empty(length, batch, width)
+        states = torch.empty_like(turns)
+        before = kept_rows(keep, turns, length, batch, modes)
+        innovation = kept_rows(keep, values, length, batch, channels)
+        opened, moved = (kept_rows(keep, values, length, batch, width) for _ in range(2))
         read_t, innovate_t, gain_t = read.t().contiguous(), innovate.t().contiguous(), gain.t().contiguous()
         state = start
         rows = (x.unbind(0) for x in (turns, values, mask, drive, seen, before, states, innovation, opened, moved))
@@ -99,7 +102,7 @@ class _InnovationScan(torch.autograd.Function):
         gates = grad_read[..., channels:]
         used = opened * moved * seen
         return (
-            carried, grad_before * previous.conj(), None, None, gates, None,
+            None, carried, grad_before * previous.conj(), None, None, gates, None,
             _outer(grad_read, to_real(before)), grad_read.sum((0, 1)),
             _outer(gates, innovation), _outer(to_real(grad_after), used),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Complex modes as pairs of real numbers: matrices act on these, flows turn those."""
+"""What all scans share: complex modes as pairs of real numbers, and rows of what the backward pass needs."""
 
 from __future__ import annotations
 
@@ -14,3 +14,10 @@ def to_complex(x: Tensor) -> Tensor:
 def to_real(z: Tensor) -> Tensor:
     """`(..., M)` complex -> `(..., 2M)` real pairs, without a copy."""
     return torch.view_as_real(z).flatten(-2)
+
+
+def kept_rows(keep: bool, like: Tensor, length: int, *shape: int) -> Tensor:
+    """Room for something at each of `length` rows, `(length, *shape)`, or the room of one row for all in turn."""
+    if keep:
+        return like.new_empty(length, *shape)
+    return like.new_empty(1, *shape).expand(length, *(-1 for _ in shape))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tsde.scans.pairs import to_complex
+from tsde.scans.pairs import kept_rows, to_complex
 
 _aten = torch.ops.aten
 
@@ -49,21 +49,21 @@ def steered_scan(
         shifts: s, `(n, N, (P - 1) W)`, the same for all S.
         noise: xi, `(n, S, N, D)`; it is data and gets no gradient.
     """
-    return _SteeredScan.apply(start, turn, shifts, noise, h, *weights)
+    return _SteeredScan.apply(torch.is_grad_enabled(), start, turn, shifts, noise, h, *weights)
 
 
 class _SteeredScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, start: Tensor, turn: Tensor, shifts: Tensor, noise: Tensor, h: float,
+        ctx: Any, keep: bool, start: Tensor, turn: Tensor, shifts: Tensor, noise: Tensor, h: float,
         inner: Tensor, inner_bias: Tensor, outer: Tensor, outer_bias: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         steps, samples, rows, size = noise.shape
         parts, width, many = len(outer), outer.shape[-1], samples * rows
         states = start.new_empty(steps + 1, many, size)
-        before, hidden = (start.new_empty(steps, many, parts * width) for _ in range(2))
-        spread, moved = (start.new_empty(steps, many, size) for _ in range(2))  # g and w
-        turned = start.new_empty(steps, many, size)  # y
+        before, hidden = (kept_rows(keep, start, steps, many, parts * width) for _ in range(2))
+        spread, turned = (kept_rows(keep, start, steps, many, size) for _ in range(2))  # g and y
+        moved = start.new_empty(steps, many, size)  # w
         steer = start.new_empty(steps if parts == 3 else 0, many, size)  # u
         inner_t, outers = inner.t().contiguous(), [x.t().contiguous() for x in outer]
         torch.mul(noise.flatten(1, 2), h**0.5, out=moved)
@@ -121,6 +121,6 @@ class _SteeredScan(torch.autograd.Function):
         flat = grad_before.flatten(0, 1)
         grad_shifts = grad_before.unflatten(1, (samples, -1))[..., width:].sum(1)
         return (
-            grad_after[0].unflatten(0, (samples, -1)), grad_turn, grad_shifts, None, None,
+            None, grad_after[0].unflatten(0, (samples, -1)), grad_turn, grad_shifts, None, None,
             flat.t() @ states[:-1].flatten(0, 1), flat.sum(0), torch.stack(pieces), flat_out.sum(1),
         )  # fmt: skip
