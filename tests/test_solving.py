@@ -219,7 +219,7 @@ def test_recomputing_changes_neither_states_nor_gradients(name: str, rows: int) 
     plain, sources = encode()
     with recomputing(rows):
         chunked, _ = encode()
-    assert torch.equal(chunked, plain)
+    torch.testing.assert_close(chunked, plain)  # a matrix product of fewer rows may round its last bit otherwise
     weight = torch.randn(plain.shape)
     expected = torch.autograd.grad(plain, sources, weight, allow_unused=True)
     found = torch.autograd.grad(chunked, sources, weight, allow_unused=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -63,12 +63,14 @@ class Filter(Forecaster):
 
     def encode(self, context: SeriesBatch) -> Tensor:
         """The state after each row, `(B, L, 2M)`."""
-        mask = context.mask.float()
-        seen = context.observed[..., None].float()
-        rows = self.modes().over(context.gaps), clipped(context), mask, self.from_mask(mask), seen
-        weights = {"read": self.read.weight, "innovate": self.from_innovation.weight, "gain": self.gain.weight}
-        start = rows[0].new_zeros(rows[0][:, 0].shape)
-        return to_real(over_rows(partial(innovation_scan, bias=self.read.bias, **weights), start, *rows))
+        start = context.values.new_zeros(len(context.values), len(self.modes.frequency), dtype=torch.complex64)
+        return to_real(over_rows(self._scan, start, context.gaps, clipped(context), context.mask))
+
+    def _scan(self, start: Tensor, gaps: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        seen, mask = mask.any(-1, keepdim=True).float(), mask.float()
+        rows = self.modes().over(gaps), values, mask, self.from_mask(mask), seen
+        weights = self.read.weight, self.read.bias, self.from_innovation.weight, self.gain.weight
+        return innovation_scan(start, *rows, *weights)
 
     def _states(self, query: Query) -> Tensor:
         """Latent states at the query times, `(B, K, H, D)`."""

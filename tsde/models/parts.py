@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -118,11 +117,13 @@ class RecurrentEncoder(nn.Module):
 
     def forward(self, context: SeriesBatch) -> Tensor:
         """The state after each row, `(B, L, hidden)`."""
-        values, gaps = clipped(context), context.gaps
-        features = torch.cat([values, context.mask.float(), torch.log1p(10 * gaps)[..., None]], -1)
-        rows = self.modes().over(gaps), self.inputs(features), context.observed[..., None].float()
-        start = values.new_zeros(len(values), self.hidden)
-        return over_rows(partial(gated_scan, weight=self.state.weight), start, *rows)
+        start = context.values.new_zeros(len(context.values), self.hidden)
+        return over_rows(self._scan, start, context.gaps, clipped(context), context.mask)
+
+    def _scan(self, start: Tensor, gaps: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        features = torch.cat([values, mask.float(), torch.log1p(10 * gaps)[..., None]], -1)
+        seen = mask.any(-1, keepdim=True).float()
+        return gated_scan(start, self.modes().over(gaps), self.inputs(features), seen, self.state.weight)
 
 
 def over_rows(scan: Callable[..., Tensor], start: Tensor, *rows: Tensor) -> Tensor:
