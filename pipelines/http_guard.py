@@ -152,7 +152,10 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line = {"time": moment, "level": record.levelname.lower(), "event": record.getMessage().strip()}
+        event = record.getMessage().partition("\n")[0]  # asyncio puts the objects concerned on further lines
+        if record.name == "py.warnings":
+            event = ":".join(event.split(":")[:3])  # the place and the kind of a warning, not its text
+        line = {"time": moment, "level": record.levelname.lower(), "event": event}
         line |= record.__dict__.get("fields", {})
         if record.exc_info and record.exc_info[1]:
             line |= place(record.exc_info[1])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -14,8 +14,11 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from tsde.reading import listed
 from tsde.table import Finding, TableError, TableSchema
 
+_ONE_ERROR: Any = Field(fail_fast=True)  # a million would take minutes to tell
+Records = Annotated[list[dict[str, Any]], _ONE_ERROR]
 RECORDS = "records of column and cell: number, text, or null where nothing was observed"
 
 
@@ -24,7 +27,7 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
 
     Attributes:
         body: bytes of a request.
-        rows, series, columns, cells: of its table; cells are rows by columns, or by channels.
+        rows, series, columns, cells: of its table; cells are rows by columns.
         times: (series, time) pairs to forecast.
         samples: draws per marginal.
         values: numbers in an answer: times by channels by (mean, median, interval bounds and samples).
@@ -33,11 +36,11 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
         timeout: seconds from acceptance to the answer.
     """
 
-    body: int = Field(16 * 2**20, gt=0)
+    body: int = Field(8 * 2**20, gt=0)
     rows: int = Field(100_000, gt=0)
     series: int = Field(10_000, gt=0)
     columns: int = Field(1_000, gt=0)
-    cells: int = Field(5_000_000, gt=0)
+    cells: int = Field(2_000_000, gt=0)
     times: int = Field(100_000, gt=0)
     samples: int = Field(1_000, ge=0)
     values: int = Field(500_000, gt=0)
@@ -79,11 +82,13 @@ class Question(BaseModel, frozen=True, extra="forbid", strict=True):
     The fields are the options of `tsde forecast`; without a horizon or times the model's own horizon is asked for.
     """
 
-    rows: list[dict[str, Any]] = Field(description=f"The histories, wide or tidy as in training: {RECORDS}.")
+    rows: Records = Field(description=f"The histories, wide or tidy as in training: {RECORDS}.")
     horizon: str | float | None = Field(None, description="How far ahead: 30d, 12h, or a number as the times are.")
     step: str | float | None = Field(None, description="Forecast every step up to the horizon.")
-    times: list[dict[str, Any]] | None = Field(None, description="Or forecast for these ids and times, in this order.")
-    levels: list[Annotated[float, Field(gt=0, lt=100)]] = Field([80.0], max_length=50, description="In percent.")
+    times: Records | None = Field(None, description="Or forecast for these ids and times, in this order.")
+    levels: Annotated[list[Annotated[float, Field(gt=0, lt=100)]], _ONE_ERROR] = Field(
+        [80.0], max_length=50, description="Central intervals in percent."
+    )
     seed: int = Field(0, ge=-(2**63), lt=2**63, description="Of sampled forecasts and samples.")
     samples: int = Field(0, ge=0, description="Draws from each marginal.")
     id_col: str | None = Field(None, description="Column with the series' id; as in training without.")
@@ -110,8 +115,12 @@ def question(body: bytes) -> Question:
     Raises:
         Refusal: 400 for what is not JSON, 422 for unknown, missing or wrong fields.
     """
+    found = strict_json(body)
+    if isinstance(found, dict) and (unknown := found.keys() - Question.model_fields.keys()):
+        message = f"unknown fields {listed(sorted(unknown))}; expected some of {', '.join(Question.model_fields)}"
+        raise refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "E-FIELD", message)
     try:
-        return Question.model_validate(strict_json(body))
+        return Question.model_validate(found)
     except ValidationError as error:
         raise fields(error) from error
 
@@ -129,13 +138,11 @@ def strict_json(body: bytes) -> Any:
     """Bytes as JSON in UTF-8, without what lenient readers let through.
 
     Raises:
-        Refusal: 400 for anything else: NaN and Infinity, a number beyond float64, a name twice in an object, nesting
-            too deep to read, half a surrogate pair.
+        Refusal: 400 for anything else: NaN and Infinity, a name twice in an object, nesting too deep to read, half a
+            surrogate pair, an integer of thousands of digits.
     """
     try:
-        found = json.loads(
-            body.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_int=_int, parse_float=_float
-        )
+        found = json.loads(body.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant)
         if re.search(rb"\\u[dD][89a-fA-F]", body):
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -156,25 +163,13 @@ def _malformed(reason: str) -> Refusal:
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)[:80]!r} stands twice")
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the name {name[:80]!r} stands twice in an object")
     return found
 
 
 def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is no number of JSON; write null where nothing was observed")
-
-
-def _float(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError(f"the number {text[:40]} is beyond what float64 holds")
-    return number
-
-
-def _int(text: str) -> int:
-    _float(text)
-    return int(text)  # at most 309 digits, so quick; an id keeps all of them
 
 
 def frame(records: Sequence[dict[str, Any]], field: str, limits: Limits) -> pd.DataFrame:
@@ -197,16 +192,16 @@ def require(count: float, limit: int, what: str) -> None:
         raise refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "E-TOO-LARGE", message)
 
 
-def _column(cells: list[Any], name: str, field: str) -> pd.Series:
+def _column(cells: list[Any], name: str, field: str) -> np.ndarray:
     """Numbers as numbers where float64 holds them exactly, everything else as text, as a CSV would have it."""
     kinds = set(map(type, cells)) - {type(None)}
     if nested := kinds & {list, dict}:
-        row = next(i for i, cell in enumerate(cells) if type(cell) in nested)
-        message = f"{field}, row {row + 1}: column {name!r} holds a list or an object; expected {RECORDS}"
-        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, Finding("E-FIELD", "error", message, (row + 1,), 1))
-    if kinds and kinds <= {int, float} and all(abs(cell) <= 2**53 for cell in cells if type(cell) is int):
-        return pd.Series(np.array(cells, np.float64))
-    return pd.Series([cell if cell is None or type(cell) is str else repr(cell) for cell in cells], dtype=object)
+        row = next(row for row, cell in enumerate(cells, 1) if type(cell) in nested)
+        message = f"{field}, row {row}: column {name!r} holds a list or an object; expected {RECORDS}"
+        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, Finding("E-FIELD", "error", message, (row,), 1))
+    if kinds <= {int, float} and all(abs(cell) <= 2**53 for cell in cells if type(cell) is int):
+        return np.array(cells, np.float64)
+    return np.array([cell if cell is None or type(cell) is str else repr(cell) for cell in cells], object)
 
 
 def about_times(error: TableError) -> TableError:

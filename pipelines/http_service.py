@@ -200,7 +200,8 @@ class Service:
         except ValidationError as error:
             raise fields(error) from error
         except TableError as error:
-            raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, *error.findings) from error
+            errors_first = sorted(error.findings, key=lambda finding: finding.severity)
+            raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, *errors_first) from error
         except UsageError as error:
             raise refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "E-QUESTION", str(error)) from error
 

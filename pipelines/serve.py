@@ -71,18 +71,17 @@ def run(model: Path, settings: Settings) -> None:
     Raises:
         UsageError: the port is taken. MissingInputError, ArtifactError: as `Predictor.load` does.
     """
-    _log_as_json()
-    signal.signal(signal.SIGTERM, _stopped)
-    torch.set_num_threads(1)
     predictor = Predictor.load(model)
     manifest = hashlib.sha256((model / "manifest.json").read_bytes()).hexdigest()
-    application_ = application(predictor, settings, manifest)
     with listen(settings.host, settings.port) as place:
+        _log_as_json()
+        signal.signal(signal.SIGTERM, _stopped)
+        torch.set_num_threads(1)
         host, port = place.getsockname()[:2]
         log(logging.INFO, "listening", host=host, port=port, model=manifest, token=settings.token is not None)
         if settings.token is None and not host.startswith("127.") and host != "::1":
             log(logging.WARNING, "anybody who reaches this address may ask: set a token", host=host)
-        server(application_, settings).run(sockets=[place])
+        server(application(predictor, settings, manifest), settings).run(sockets=[place])
 
 
 def application(predictor: Predictor, settings: Settings, manifest: str = "") -> Guard:

@@ -254,7 +254,7 @@ def test_rows_are_judged_by_the_table_contract(models: dict[str, Model], client:
         reply = client.ask(body={"rows": rows})
         schema, expected = predictor.experiment.data, {"expected_channels": predictor.channels}
         findings = check_table(pd.DataFrame(rows), schema, **expected, expected_clock=predictor.clock)
-        wanted = json.loads(json.dumps([asdict(finding) for finding in findings]))
+        wanted = json.loads(json.dumps([asdict(f) for f in sorted(findings, key=lambda f: f.severity)]))
         assert reply.status == 422
         assert [(f["code"], f["rows"], f["count"]) for f in reply.json()["findings"]] == [
             (f["code"], f["rows"], f["count"]) for f in wanted
@@ -277,8 +277,15 @@ def test_what_reading_did_is_told(client: Client) -> None:
         (400, "E-JSON", '{"rows": []}'.encode("utf-16")),
         (400, "E-JSON", b'{"rows": [{"unique_id": "a", "ds": 1, "x": NaN, "y": 1}]}'),
         (400, "E-JSON", b'{"rows": [{"unique_id": "a", "ds": 1, "x": -Infinity, "y": 1}]}'),
-        (400, "E-JSON", b'{"rows": [{"unique_id": "a", "ds": 1, "x": 1e400, "y": 1}]}'),
-        (400, "E-JSON", b'{"rows": [{"unique_id": "a", "ds": 1, "x": 1' + 400 * b"0" + b', "y": 1}]}'),
+        (422, "E-VALUE", b'{"rows": [{"unique_id": "a", "ds": 1, "x": 1e400, "y": 1}]}'),
+        (422, "E-VALUE", b'{"rows": [{"unique_id": "a", "ds": 1, "x": 1' + 400 * b"0" + b', "y": 1}]}'),
+        (422, "E-FIELD", {"rows": [GOOD], "horizon": 10**400}),
+        (422, "E-QUESTION", b'{"rows": [{"unique_id": "a", "ds": 1, "x": 1, "y": 1}], "horizon": 1e400}'),
+        (422, "E-FIELD", {"rows": [GOOD], "levels": [10**400]}),
+        (422, "E-FIELD", {"rows": [1] * 1_000_000}),
+        (422, "E-FIELD", {"rows": [GOOD], "levels": ["a"] * 1_000_000}),
+        (422, "E-FIELD", {f"f{i}": 1 for i in range(200_000)}),
+        (400, "E-JSON", b'{"rows":[{' + b",".join(b'"%d":1' % i for i in range(100_000)) + b',"99999":1}]}'),
         (400, "E-JSON", b'{"rows": [], "seed": 1' + 100_000 * b"0" + b"}"),
         (400, "E-JSON", b'{"rows": [], "rows": []}'),
         (400, "E-JSON", b'{"rows": [{"unique_id": "a", "ds": 1, "x": 1, "x": 2, "y": 1}]}'),
@@ -398,7 +405,7 @@ def test_a_body_is_counted_as_it_arrives(models: dict[str, Model]) -> None:
         ({"series": 2}, {"rows": [{**GOOD, "unique_id": i} for i in range(3)]}),
         ({"columns": 4}, {"rows": [{**GOOD, "z": 1}]}),
         ({"cells": 7}, {"rows": [GOOD, {**GOOD, "ds": 2}]}),
-        ({"cells": 3}, {"rows": [GOOD, {**GOOD, "ds": 2}]}),
+        ({"cells": 7}, {"rows": [GOOD, {}]}),
         ({"times": 2}, {"rows": [GOOD], "horizon": 3, "step": 1}),
         ({"times": 2}, {"rows": [GOOD], "times": [{"unique_id": "a", "ds": i} for i in range(3)]}),
         ({"samples": 2}, {"rows": [GOOD], "samples": 3}),
@@ -644,13 +651,9 @@ def test_a_service_that_cannot_start_says_why(
     (tmp_path / "token").write_text("correct-horse-battery\n")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with serve.listen("127.0.0.1", 0) as taken:
-            places = {"model": models["filter"].folder, "taken": taken.getsockname()[1], "token": tmp_path / "token"}
-            result = CliRunner().invoke(app, ["serve", *arguments.format(**places).split()])
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with serve.listen("127.0.0.1", 0) as taken:
+        places = {"model": models["filter"].folder, "taken": taken.getsockname()[1], "token": tmp_path / "token"}
+        result = CliRunner().invoke(app, ["serve", *arguments.format(**places).split()])
     assert result.exit_code == code, result.output
     assert message in result.stderr and result.stderr.splitlines()[-1].startswith("error: ")
 
@@ -679,3 +682,17 @@ def test_numbers_that_do_not_exist_are_null() -> None:
     found = json.loads(Forecast(frame, np.array([[np.nan], [1.0], [2.0]]), ("é",)).encode())
     assert [row["tsde"] for row in found["forecast"]] == [1.0, None, None]
     assert [row["tsde-samples"] for row in found["forecast"]] == [[None], [1.0], [2.0]] and found["notes"] == ["é"]
+
+
+def test_warnings_and_stray_errors_are_logged_without_their_text() -> None:
+    import logging
+
+    def line(logger: str, text: str) -> str:
+        return serve.JsonLines().format(logging.LogRecord(logger, logging.WARNING, "", 0, "%s", (text,), None))
+
+    warning = json.loads(line("py.warnings", "/a/b.py:12: RuntimeWarning: overflow in 98765.25\n  y = x * 2\n"))
+    assert warning["event"] == "/a/b.py:12: RuntimeWarning" and warning["level"] == "warning"
+    assert (
+        json.loads(line("asyncio", "never retrieved\nfuture: <Task exception='Jane Roe'>"))["event"]
+        == "never retrieved"
+    )
