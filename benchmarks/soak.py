@@ -123,7 +123,7 @@ def good(port: int) -> list[Shot]:
     ids = list(dict.fromkeys(row["unique_id"] for row in rows))
     draw = random.Random(1)
 
-    def of(count: int) -> list[dict[str, Any]]:
+    def of(count: int) -> list[Any]:
         chosen = set(draw.sample(ids, count))
         return [row for row in rows if row["unique_id"] in chosen]
 
