@@ -63,6 +63,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     return {family: Model(folder / family, table, rows) for family in FAMILIES}
 
 
+@pytest.fixture(scope="module")
+def tidy(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model of a tidy table with dates in local time."""
+    folder = tmp_path_factory.mktemp("tidy")
+    wide = spirals(40, 12, seed=3)
+    wide["ds"] = (pd.Timestamp("2024-01-01") + pd.to_timedelta(wide["ds"], unit="D")).dt.round("s").astype(str)
+    rows = wide.melt(["unique_id", "ds"], var_name="channel", value_name="value")
+    rows.to_csv(folder / "table.csv", index=False)
+    columns = {"channel_col": "channel", "value_col": "value", "timezone": "Europe/Paris"}
+    found = data.load(folder / "table.csv", horizon="1d", family="last", columns=columns)
+    train.run(found, folder / "last", train.start(found, folder / "last"), quiet=True)
+    return Model(folder / "last", folder / "table.csv", rows.to_dict("records"))
+
+
 @dataclass(frozen=True)
 class Reply:
     status: int
@@ -232,6 +246,15 @@ def test_ids_are_the_names_that_were_sent(client: Client) -> None:
         "007", "7", "7.5", "12345678901234567890123", "9007199254740993", "NA", "a\0b", "é\u202e"
     }  # fmt: skip
     assert client.ask(body={"rows": [{**rows[0], "unique_id": ids[-1]}]}).codes == {"E-ID-BLANK"}
+
+
+def test_tidy_rows_with_local_times_are_read_as_the_table_is(tidy: Model) -> None:
+    predictor = tidy.load()
+    table = read_table(tidy.table, predictor.experiment.data)
+    with serving(predictor) as client:
+        same_bits(
+            client.rows({"rows": tidy.rows, "horizon": "1d", "step": "6h"}), predictor.forecast(table, "1d", "6h")
+        )
 
 
 # What is refused, and how
@@ -449,6 +472,28 @@ def test_what_it_is_can_be_asked(client: Client, models: dict[str, Model]) -> No
     assert reply.json() == {"status": "ok"} and len(reply.headers["x-request-id"]) == 32
 
 
+def test_the_end_of_the_calendar_is_refused_not_guessed(tidy: Model) -> None:
+    row = {"unique_id": "a", "ds": "9999-12-31T23:59:59Z", "channel": "x", "value": 1}
+    with serving(tidy.load()) as client:
+        assert client.ask(body={"rows": [row, row]}).codes == {"E-DUPLICATE"}
+        assert client.ask(body={"rows": [row]}).codes == {"E-QUESTION"}
+        assert client.ask(body={"rows": [{**row, "ds": "2024-01-01"}], "horizon": "3000000d"}).codes == {"E-QUESTION"}
+        known = client.rows({"rows": [{**row, "ds": "2024-01-01"}], "times": [{"unique_id": "a", "ds": row["ds"]}]})
+        assert {found["ds"] for found in known} == {row["ds"]} and {x["status"] for x in known} == {"beyond_horizon"}
+
+
+def test_the_page_on_operations_knows_every_limit() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "operations.md").read_text(encoding="utf-8")
+    lines = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| `")]
+    told = {
+        name.strip(" `"): float(value)
+        for names, values in lines
+        for name, value in zip(names.split(","), values.split(","), strict=False)
+        if value.strip().isdigit()
+    }
+    assert told == Limits().model_dump()
+
+
 # Any input at all
 
 cells = st.none() | st.booleans() | st.integers(-(10**25), 10**25) | st.floats() | st.text(max_size=8)
@@ -476,7 +521,43 @@ questions = st.fixed_dictionaries(
 @settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(st.binary(max_size=60) | values.map(json.dumps) | questions.map(json.dumps))
 def test_no_body_brings_it_down(client: Client, body: str | bytes) -> None:
-    reply = client.ask(body=body.encode() if isinstance(body, str) else body)
+    answered(client, body.encode() if isinstance(body, str) else body)
+
+
+dates = st.sampled_from(
+    ["2024-01-01", "2024-01-02T03:04", "2024-03-31T02:30", "2024-10-27T02:30", "2024-01-01T00:00Z", "01/02/2024",
+     "13/02/2024", "0001-01-01", "9999-12-31T23:59:59Z", "2024-02-30", "2024-01-01T00:00:00.1234567+25:00", 5, None]
+)  # fmt: skip
+long = st.sampled_from(["1d", "90min", "1e-9s", "3e6d", "1e300d", 1, "-1d", "1 fortnight"])
+tidy_rows = st.lists(
+    st.fixed_dictionaries(
+        {"unique_id": st.sampled_from(["a", "b", 1]), "ds": dates, "channel": st.sampled_from("xyz"), "value": cells}
+    ),
+    max_size=4,
+)
+tidy_questions = st.fixed_dictionaries(
+    {"rows": tidy_rows},
+    optional={
+        "horizon": long, "step": long, "times": tidy_rows, "samples": st.integers(0, 2), "dayfirst": st.booleans(),
+        "duplicates": st.sampled_from(["mean", "first", "last"]), "timezone": st.sampled_from(["UTC", "Asia/Kolkata"]),
+    },
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tidy_client(tidy: Model) -> Iterator[Client]:
+    with serving(tidy.load()) as found:
+        yield found
+
+
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
+@given(tidy_questions)
+def test_no_date_brings_it_down(tidy_client: Client, body: dict[str, Any]) -> None:
+    answered(tidy_client, json.dumps(body).encode())
+
+
+def answered(client: Client, body: bytes) -> None:
+    reply = client.ask(body=body)
     assert reply.status in (200, 400, 413, 422), reply.body
     found = reply.json()
     assert found["forecast"] if reply.status == 200 else found["findings"]
