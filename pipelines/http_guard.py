@@ -26,7 +26,7 @@ from pipelines.http_models import Refusal, refusal
 
 OPEN = ("/healthz", "/readyz")
 """Paths that need no token: they tell nothing, and probes have none."""
-_log = logging.getLogger("tsde.serve")
+_log = logging.getLogger("tsde-serve")
 
 
 class Guard:

@@ -155,7 +155,7 @@ def _log_as_json() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.captureWarnings(True)
-    for name in ("tsde.serve", "uvicorn.error", "py.warnings", "asyncio"):
+    for name in ("tsde-serve", "tsde", "uvicorn.error", "py.warnings", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
