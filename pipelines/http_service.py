@@ -144,7 +144,7 @@ class Service:
             clock=self.predictor.clock,
             columns=experiment.data,
             limits=self.limits,
-            card=card and card.model_dump(mode="json", exclude={"scores"}),
+            card=card and card.model_dump(mode="json", exclude={"scores", "curves"}),
         )
 
     async def healthz(self) -> State:
