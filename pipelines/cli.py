@@ -239,6 +239,25 @@ def report(
     messages.note(f"{out}: open it in any browser")
 
 
+@app.command(epilog=examples("serve"))
+def serve(
+    model: Model,
+    host: Annotated[str, Option(help="Where to listen; 0.0.0.0 is every address of this machine.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535, help="0 takes a free one and logs it.")] = 8000,
+    allowed_host: Annotated[list[str] | None, Option(metavar="NAME", help="A name to answer to; repeatable.")] = None,
+    token_file: Annotated[Path | None, Option(metavar="FILE", help="Bearer token to ask for [$TSDE_TOKEN].")] = None,
+    limit: Annotated[list[str] | None, Option(metavar="NAME=N", help="Such as rows=200000; repeatable.")] = None,
+) -> None:
+    """Answer forecasts over HTTP, on this machine alone unless told otherwise.
+
+    POST /forecast, GET /metadata, /healthz, /readyz and /openapi.json; docs/operations.md describes them.
+    """
+    from pipelines import serve, tracking
+
+    settings = serve.Settings.of(host, port, allowed_host or [], token_file, limit or [])
+    serve.run(tracking.resolve_model(model), settings)
+
+
 @app.command(epilog=examples("ui"))
 def ui(
     host: Annotated[str, Option(help="Where to listen.")] = "127.0.0.1",

@@ -31,6 +31,11 @@ _LINES = {
         "tsde report model --out report.html",
         "tsde report model --data labs.csv --out report.html",
     ),
+    "serve": (
+        "tsde serve model",
+        "tsde serve models:/tsde@latest --port 8001 --limit timeout=30",
+        "tsde serve model --host 0.0.0.0 --allowed-host tsde.example --token-file /run/secrets/tsde",
+    ),
     "ui": ("tsde ui --port 5001",),
     "models": ("tsde models --json",),
 }

@@ -200,7 +200,7 @@ def test_the_library_neither_prints_nor_exits() -> None:
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
-    [("tsde", {"mlflow", "typer"}), ("pipelines.cli", {"mlflow", "torch", "pandas"})],
+    [("tsde", {"mlflow", "typer"}), ("pipelines.cli", {"mlflow", "torch", "pandas", "fastapi"})],
 )
 def test_importing_stays_light(module: str, heavy: set[str]) -> None:
     script = f"import {module}, sys; print(*sorted({heavy!r} & set(sys.modules)))"

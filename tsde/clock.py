@@ -18,6 +18,7 @@ from tsde.reading import Finding, Sheet, decimal_commas, numbers, observed, plai
 
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _WORDS = {"sec": "s", "second": "s", "minute": "min", "hour": "h", "day": "d", "week": "w"}
+_FIRST_DAY, _LAST_DAY = np.datetime64("0001-01-02"), np.datetime64("9999-12-31")
 _DURATION = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([a-zA-Z]*)\s*")
 
 _CLOCK = r"(?P<hour>\d{1,2})(?::(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<fraction>\d+))?)?)?"
@@ -73,7 +74,10 @@ class Clock(BaseModel, frozen=True, extra="forbid"):
         moments = micros.astype("datetime64[us]")
         if self.timezone is None:
             return _iso(moments)
-        local = pd.DatetimeIndex(moments, tz="UTC").tz_convert(self.timezone).tz_localize(None).to_numpy()
+        local = moments.copy()
+        zoned = (moments > _FIRST_DAY) & (moments < _LAST_DAY)  # elsewhere pandas knows no zones: written in UTC
+        utc = pd.DatetimeIndex(moments[zoned], tz="UTC")
+        local[zoned] = utc.tz_convert(self.timezone).tz_localize(None).to_numpy()
         # Before standard time, zones were off by odd seconds; ISO 8601 knows whole minutes, and the moment stays exact.
         minutes, which = np.unique(np.round((local - moments) / np.timedelta64(60, "s")), return_inverse=True)
         zones = [f"{'-' if m < 0 else '+'}{abs(m) // 60:02d}:{abs(m) % 60:02d}" for m in minutes.astype(int)]

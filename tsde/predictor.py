@@ -48,6 +48,7 @@ class Forecasts:
 
 
 _MOST_QUERIES = 10**8
+_YEAR_9999 = 253_370_764_800.0  # seconds since 1970: the last year that ISO 8601 and time zones know
 KIND = "model"
 """What a saved predictor's directory is."""
 
@@ -108,7 +109,10 @@ class Predictor:
         if count * table.n_series > _MOST_QUERIES:
             raise UsageError(f"a step of {step} asks for {count * table.n_series:,} times; at most {_MOST_QUERIES:,}")
         origin = table.times[table.offsets[1:] - 1]
-        times = (origin[:, None] + stride * np.arange(1, count + 1)).ravel()
+        with np.errstate(over="ignore"):
+            times = (origin[:, None] + stride * np.arange(1, count + 1)).ravel()
+        if not (times < (_YEAR_9999 if self.clock.kind == "datetime" else math.inf)).all():
+            raise UsageError(f"a horizon of {horizon} leads beyond the times that can be written; ask for a nearer one")
         return Queries(np.repeat(table.ids, count), times, self.clock.format(times))
 
     def forecast(
