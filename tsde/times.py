@@ -62,13 +62,9 @@ def _number_times(
 
 def _date_like(sheet: Sheet, name: str, values: np.ndarray, rows: np.ndarray) -> list[Finding]:
     """Refuse whole numbers that are all dates written as digits; say if they all look like time since 1970."""
-    column = sheet.columns[name]
-    cells = column.filter(pa.array(rows))
-    if pa.types.is_string(column.type):
-        whole = pc.all(pc.match_substring_regex(observed(cells), r"^\d+$")).as_py()
-    else:
-        whole = pa.types.is_integer(column.type)
-    if whole and _are_calendar_digits(values):
+    if values.min() < 19e6:
+        return []
+    if _are_calendar_digits(values) and _are_whole(sheet.columns[name].filter(pa.array(rows))):
         text = f"the times in column {quoted(name)} are dates written as digits, {sheet.cells(name, rows)}"
         remedy = "write 2024-01-31; plain numbers that only look like dates need a decimal point, as in 20240131.0"
         return [sheet.finding("E-TIME-DIGITS", f"{text}; {remedy}", rows, name)]
@@ -82,6 +78,13 @@ def _date_like(sheet: Sheet, name: str, values: np.ndarray, rows: np.ndarray) ->
     if len(units) > 1:
         remedy = "are taken as plain numbers; write all in one unit"
     return [sheet.finding("W-TIME-LOOKS-LIKE-DATE", f"{text} and {remedy}", column=name)]
+
+
+def _are_whole(cells: pa.ChunkedArray) -> bool:
+    """Whether all cells are whole numbers without a decimal point, by which a user can say that they are no dates."""
+    if pa.types.is_string(cells.type):
+        return bool(pc.all(pc.match_substring_regex(observed(cells), r"^\d+$")).as_py())
+    return bool(pa.types.is_integer(cells.type))
 
 
 def _are_calendar_digits(values: np.ndarray) -> bool:
