@@ -223,10 +223,10 @@ def _diagnosis(data: bytes, name: str, error: Exception) -> TableError:
         _parse(data, header, separator, ragged)
     if not ragged:
         return refusal("E-CSV", f"{name}: not a readable CSV file ({error}); save the table as CSV again")
-    places = _record_lines(data)[[row.number - 1 for row in ragged]]
+    places = _record_lines(data)[[row.number - 1 for row in ragged]].tolist()
     message = (
         f"{located(name, 'line', places)}: expected {len(header)} cells as in the header, "
         f"found {ragged[0].actual_columns} in {quoted(ragged[0].text)}; complete the row, or quote a cell that holds a "
         "separator"
     )
-    return refusal("E-RAGGED-ROW", message, places.tolist())
+    return refusal("E-RAGGED-ROW", message, places)

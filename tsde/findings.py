@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,13 +71,15 @@ def listed(names: Iterable[object], most: int = 20) -> str:
     return ", ".join(map(quoted, several[:most])) + more
 
 
-def located(name: str, unit: str, places: Iterable[int]) -> str:
-    """The table's name and its first three lines or rows of these."""
-    rows = list(places)
-    if not rows:
+def located(name: str, unit: str, rows: Sequence[int], count: int | None = None, series: Sequence[str] = ()) -> str:
+    """How a message begins: the table's name, the first three places of `count` and the first three series."""
+    total = len(rows) if count is None else count
+    if not total:
         return name
-    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
-    return f"{name}, {unit}{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:3]))}{more}"
+    more = f" and {total - 3} more" if total > 3 else ""
+    others = " and others" if len(series) > 3 else ""
+    named = f", series {listed(series[:3])}{others}" if series else ""
+    return f"{name}, {unit}{'s' if total > 1 else ''} {', '.join(map(str, rows[:3]))}{more}{named}"
 
 
 CODES: dict[str, tuple[str, str]] = {

@@ -38,10 +38,25 @@ def read_sheet(source: str | Path | pd.DataFrame) -> Sheet:
     if lower.endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
         with _opened(source) as file:
             data = file.read()
-        header, columns, lines = read_csv(_unpacked(data, name) if lower.endswith(".gz") else data, name)
-        return _sheet(name, header, columns, lines)
+        return parse_csv(_unpacked(data, name) if lower.endswith(".gz") else data, name)
     _opened(source).close()
     raise UsageError(f"{name}: expected a table that ends in .csv, .csv.gz or .parquet; rename or convert it")
+
+
+def parse_csv(data: bytes, name: str) -> Sheet:
+    """The bytes of a CSV file as a sheet; errors as of `read_sheet`."""
+    header, columns, lines = read_csv(data, name)
+    return _sheet(name, header, columns, lines)
+
+
+def sheet_of_arrow(name: str, table: pa.Table) -> Sheet:
+    """The columns of a Parquet file, but for the index that pandas may have added; errors as of `read_sheet`."""
+    try:
+        table.validate(full=True)  # Arrow trusts text to be UTF-8 until something stumbles over it
+    except pa.ArrowException as error:
+        raise refusal("E-PARQUET", f"{name}: not a readable Parquet file ({error}); write it again") from error
+    kept = [i for i, column in enumerate(table.column_names) if not column.startswith("__index_level_")]
+    return _sheet(name, [table.column_names[i] for i in kept], [table.column(i) for i in kept])
 
 
 def _opened(source: str | Path) -> BinaryIO:
@@ -67,11 +82,9 @@ def _unpacked(data: bytes, name: str) -> bytes:
 def _from_parquet(file: BinaryIO, name: str) -> Sheet:
     try:
         table = pq.ParquetFile(file).read()  # pq.read_table would take columns from a path such as `run=1/t.parquet`
-        table.validate(full=True)  # Arrow trusts text to be UTF-8 until something stumbles over it
     except (pa.ArrowException, OSError) as error:
         raise refusal("E-PARQUET", f"{name}: not a readable Parquet file ({error}); write it again") from error
-    kept = [i for i, column in enumerate(table.column_names) if not column.startswith("__index_level_")]  # pandas'
-    return _sheet(name, [table.column_names[i] for i in kept], [table.column(i) for i in kept])
+    return sheet_of_arrow(name, table)
 
 
 def _from_frame(frame: pd.DataFrame) -> Sheet:
@@ -82,10 +95,10 @@ def _from_frame(frame: pd.DataFrame) -> Sheet:
 
 def _pandas_column(column: pd.Series) -> pa.ChunkedArray:
     # Arrow would take periods for integers and a mix of naive and zoned datetimes for naive ones; their text tells.
-    typed = column if column.dtype.kind in "iufbM" else column.astype(str)
     try:
+        typed = column if column.dtype.kind in "iufbM" else column.astype(str)
         return pa.chunked_array([pa.Array.from_pandas(typed)])
-    except (pa.ArrowException, UnicodeEncodeError) as error:
+    except (pa.ArrowException, UnicodeEncodeError, TypeError, ValueError) as error:
         message = f"the table: column {str(column.name)!r} holds what is no text ({error}); write it as text or numbers"
         raise refusal("E-COLUMN-TYPE", message, column=str(column.name)) from error
 

@@ -108,7 +108,7 @@ def _judge_repeats(
             text += "; times were rounded, which may have made them alike"
         findings.append(sheet.finding("E-DUPLICATE", text, repeated, column))
     else:
-        text = f"repeated times were merged ({schema.duplicates}): {(sizes > 1).sum()}, first {where}"
+        text = f"repeated times were merged ({schema.duplicates}), first {where}"
         findings.append(sheet.finding("W-DUPLICATE", text, repeated, column))
 
 

@@ -51,10 +51,9 @@ class Sheet:
         """A finding about the given rows, `(n,)` bool or `(k,)` indices, whose message starts with their places."""
         index = np.flatnonzero(rows) if rows.dtype == bool else np.sort(rows)
         series = tuple(dict.fromkeys(filter(str.strip, self._ids(index[:10]))))
-        places = self.lines[index].tolist()
-        named = f", series {listed(series[:3])}{' and others' if len(series) > 3 else ''}" if series else ""
-        message = f"{located(self.name, self.unit, places)}{named}: {text}"
-        return Finding(code, severity_of(code), message, tuple(places[:10]), len(places), column, series)
+        places, count = tuple(self.lines[index[:10]].tolist()), len(index)
+        message = f"{located(self.name, self.unit, places, count, series)}: {text}"
+        return Finding(code, severity_of(code), message, places, count, column, series)
 
     def cells(self, column: str, rows: np.ndarray) -> str:
         """What stands in the first three of these rows, `(n,)` bool, in quotes."""
@@ -62,7 +61,11 @@ class Sheet:
 
     def cell(self, column: str, row: int) -> str:
         """What stands there, as text; a whole number without decimals, "" for nothing."""
-        value = self.columns[column][row].as_py()
+        scalar = self.columns[column][row]
+        try:
+            value = scalar.as_py()
+        except (ArithmeticError, LookupError, ValueError):  # a moment that Python has no date for, an unknown zone
+            value = f"{scalar.cast(pa.int64()).as_py()} as {scalar.type}"
         if isinstance(value, float):
             return str(plain_numbers(np.array([value]))[0] or "")
         return "" if value is None else str(value)

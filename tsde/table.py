@@ -10,6 +10,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from tsde.files import write_file
 from tsde.findings import Finding, TableError
 from tsde.ragged import Queries, Table
 from tsde.reading import read_sheet
-from tsde.rows import merged_values, read_keys, sorted_rows
+from tsde.rows import Keys, merged_values, read_keys, sorted_rows
 from tsde.sheet import Sheet
 from tsde.suspicion import suspicions
 
@@ -92,7 +93,12 @@ def read_queries(source: str | Path | pd.DataFrame, schema: TableSchema, clock: 
         MissingInputError, UsageError: as `read_table` does.
         TableError: a missing column, a blank or unreadable cell, or times of another kind than the clock's.
     """
-    sheet = read_sheet(source).keyed(schema.id_col)
+    return queries_of(read_sheet(source), schema, clock)
+
+
+def queries_of(sheet: Sheet, schema: TableSchema, clock: Clock) -> Queries:
+    """What `read_queries` reads, from a sheet."""
+    sheet = sheet.keyed(schema.id_col)
     require_columns(sheet, schema, keys_only=True)
     keys = read_keys(sheet, schema, clock)
     if any(finding.severity == "error" for finding in keys.findings):
@@ -131,26 +137,34 @@ def read_parquet(path: str | Path) -> Table:
         raise MissingInputError(f"{path}: there is no such file")
     try:
         arrow = pq.ParquetFile(path).read()
-        about = json.loads((arrow.schema.metadata or {})[_METADATA.encode()])
-        clock = Clock.model_validate(about["clock"])
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        arrow.validate(full=True)
+        return _canonical(arrow, json.loads((arrow.schema.metadata or {})[_METADATA.encode()]))
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: torn, or not written by this program ({error!r}); write it again") from error
-    encoded = arrow.column(0).dictionary_encode().combine_chunks()
-    offsets = np.searchsorted(encoded.indices.to_numpy(), np.arange(len(encoded.dictionary) + 1))
-    times, *channels = (column.to_numpy() for column in arrow.columns[1:])
+
+
+def _canonical(arrow: pa.Table, about: dict[str, Any]) -> Table:
+    """The table that `write_parquet` wrote, `about` being its metadata; any of a dozen errors if it did not."""
+    encoded = arrow.column(0).cast(pa.string()).dictionary_encode().combine_chunks()
+    codes, ids = encoded.indices.to_numpy(), encoded.dictionary.to_numpy(zero_copy_only=False)
+    if (np.diff(codes) < 0).any():
+        raise ValueError("the rows of a series do not stand together")
+    times, *channels = (column.cast(pa.float64()).to_numpy() for column in arrow.columns[1:])
+    if len(channels) != len(about["channels"]):
+        raise ValueError(f"expected the channels {about['channels']}, found {arrow.column_names[2:]}")
     return Table(
-        ids=encoded.dictionary.to_numpy(zero_copy_only=False),
-        offsets=offsets,
+        ids=ids,
+        offsets=np.searchsorted(codes, np.arange(len(ids) + 1)),
         times=times,
         values=np.stack(channels, axis=1),
         channels=tuple(about["channels"]),
-        clock=clock,
+        clock=Clock.model_validate(about["clock"]),
         notes=tuple(about["notes"]),
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Reading:
+class Reading:
     """A table, and what was found on the way to it."""
 
     sheet: Sheet
@@ -161,11 +175,18 @@ class _Reading:
 
 def _read(
     source: str | Path | pd.DataFrame, schema: TableSchema, channels: tuple[str, ...] | None, clock: Clock | None
-) -> _Reading:
-    """The table; rows with an error are left out on the way, so that all other errors are found too, and raised."""
+) -> Reading:
     sheet = read_sheet(source).keyed(schema.id_col)
     require_columns(sheet, schema)
-    keys = read_keys(sheet, schema, clock)
+    return read_rows(sheet, schema, read_keys(sheet, schema, clock), channels)
+
+
+def read_rows(sheet: Sheet, schema: TableSchema, keys: Keys, channels: tuple[str, ...] | None) -> Reading:
+    """The table of rows whose keys are known; rows with an error are left out on the way, so that all are found.
+
+    Raises:
+        TableError: with all findings, those of the keys included, if one of them is an error.
+    """
     findings = keys.findings
     cells = read_channels(sheet, schema, channels, findings)
     rows = sorted_rows(sheet, keys, findings)
@@ -183,4 +204,4 @@ def _read(
         clock=keys.clock,
         notes=tuple(finding.message for finding in findings if finding.severity == "warning"),
     )
-    return _Reading(sheet, table, rows[starts], findings)
+    return Reading(sheet, table, rows[starts], findings)

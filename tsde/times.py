@@ -15,7 +15,7 @@ from tsde.sheet import Sheet, misspelt, numbers, observed
 from tsde.stamps import END, FIRST, Stamps, parsed_stamps, typed_stamps
 
 _USUAL = tuple(int(np.datetime64(day, "us").astype(np.int64)) for day in ("1000-01-01", "2200-01-01"))
-_EXACT = 2.0**53  # beyond it, float64 skips whole numbers
+_EXACT = 2.0**53  # from here on, float64 skips whole numbers
 _UNITS = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 
 
@@ -52,8 +52,8 @@ def _number_times(
     found = _complaints(sheet, name, np.isnan(values) & ~wrong, wrong, form)
     if clock is None:
         return values, clock, found
-    if (large := np.abs(values) > _EXACT).any():
-        text = f"the times in column {quoted(name)} go beyond 2^53, where numbers keep about 16 digits"
+    if (large := np.abs(values) >= _EXACT).any():
+        text = f"the times in column {quoted(name)} reach 2^53, where numbers keep about 16 digits"
         found.append(sheet.finding("W-TIME-ROUNDED", f"{text}; subtract an origin to keep them all", large, name))
     if expected is None:
         found += _date_like(sheet, name, values[readable], readable)
