@@ -54,15 +54,15 @@ def _values(sheet: Sheet, table: Table, rows: np.ndarray, name: str, column: np.
         text = f"{channel} is over 50 robust standard deviations from its median {median:g}: {cases}"
         found.append(sheet.finding("W-WILD-VALUE", f"{text}; check unit and digits", rows[wild], name))
     if (other := _other_units(table, column)) is not None:
-        series, ratio = other
+        series, power = other
         names = listed(table.ids[series], 3)
-        text = f"{channel} differs by a factor of {ratio:.1g} or more between series, first {names}; check the units"
+        text = f"{channel} differs by a factor of 1e{power} or more between series, first {names}; check the units"
         found.append(sheet.finding("W-UNIT", text, rows[table.offsets[series]], name))
     return found
 
 
-def _other_units(table: Table, column: np.ndarray) -> tuple[np.ndarray, float] | None:
-    """Series whose values, in geometric mean, are a million times those of most or as much smaller, and the factor."""
+def _other_units(table: Table, column: np.ndarray) -> tuple[np.ndarray, int] | None:
+    """Series whose values, in geometric mean, are a million times those of most or as much smaller; the power of 10."""
     sized = ~np.isnan(column) & (column != 0)
     logs = np.log10(np.abs(column), out=np.zeros(len(column)), where=sized)
     starts = table.offsets[:-1]
@@ -72,7 +72,7 @@ def _other_units(table: Table, column: np.ndarray) -> tuple[np.ndarray, float] |
         return None
     size = np.add.reduceat(logs, starts)[known] / counts[known]
     away = np.abs(size - np.sort(size)[(len(size) - 1) // 2])
-    return (known[away > 6], float(10 ** away[away > 6].min())) if (away > 6).any() else None
+    return (known[away > 6], int(away[away > 6].min())) if (away > 6).any() else None
 
 
 def _gaps(sheet: Sheet, table: Table, rows: np.ndarray) -> list[Finding]:
