@@ -642,7 +642,7 @@ def test_a_formatted_time_reads_back(moments: list[dt.datetime], zone: str | Non
     assert_array_equal(queries.times, times)
 
 
-@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1))
+@given(st.lists(st.floats(-1e299, 1e299), min_size=1))
 def test_a_formatted_number_reads_back(times: list[float]) -> None:
     queries = read_queries(pd.DataFrame({"unique_id": "a", "ds": NUMBERS.format(np.array(times))}), WIDE, NUMBERS)
     assert_array_equal(queries.times, times)

@@ -220,7 +220,7 @@ def _complain(
     for code, rows, what in (
         ("E-DECIMAL-COMMA", bad & form.comma, f"a number with a comma, which {doubt}; {plain}"),
         ("E-THOUSANDS", bad & form.thousands, f"a number with separators of thousands; {plain}"),
-        ("E-VALUE", bad & ~form.comma & ~form.thousands, f"expected a finite number; {remedy}{choice}"),
+        ("E-VALUE", bad & ~form.comma & ~form.thousands, f"expected a finite number below 1e300; {remedy}{choice}"),
     ):
         if rows.any():
             text = f"column {quoted(column)} holds {sheet.cells(column, rows)}, {what}"

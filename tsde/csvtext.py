@@ -27,7 +27,7 @@ _BYTE_ORDER_MARKS = {  # the longer ones first: UTF-32's begins like UTF-16's
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _FORMATS = {
-    b"\x1f\x8b": "compressed by gzip; rename it to .csv.gz",
+    b"\x1f\x8b": "compressed by gzip; rename it to .csv.gz, or decompress it once more",
     b"PK\x03\x04": "an Excel or zip file; save the table as CSV",
     b"\xd0\xcf\x11\xe0": "an old Excel file; save the table as CSV",
     b"PAR1": "a Parquet file; rename it to .parquet",

@@ -135,7 +135,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Write the times as in training; `--timezone` places times without a zone.",
     ),
     "E-VALUE": (
-        "A cell of a channel is no finite number: text, an infinity, a boolean among numbers.",
+        "A cell of a channel is no finite number below 1e300: text, an infinity, a boolean among numbers.",
         "Correct the cell, leave it empty if nothing was observed, or leave the column out (`--channels`).",
     ),
     "E-DECIMAL-COMMA": (

@@ -122,8 +122,8 @@ def _merge(values: np.ndarray, starts: np.ndarray, how: str) -> np.ndarray:
     seen = ~np.isnan(values)
     if how == "mean":
         counts = np.add.reduceat(seen, starts, dtype=np.int64)
-        shares = np.where(seen, values, 0.0) / 2.0**20  # so that no sum overflows; exact but for the tiniest numbers
-        return np.where(counts > 0, np.add.reduceat(shares, starts) / np.maximum(counts, 1) * 2.0**20, np.nan)
+        sums = np.add.reduceat(np.where(seen, values, 0.0), starts)
+        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     row = np.arange(len(values))[:, None]
     if how == "last":
         picked = np.maximum.reduceat(np.where(seen, row, -1), starts)

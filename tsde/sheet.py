@@ -14,6 +14,7 @@ from tsde.findings import Finding, TableError, listed, located, quoted, severity
 MISSING = pa.array(
     ["", "NA", "NaN", "nan", "null", "None", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NULL", "-nan", "-NaN", "NaT"]
 )
+_LARGEST = 1e300  # beyond, sums and forecasts of such numbers leave the range of float64
 NO_ROWS = np.zeros(0, np.int64)
 
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
@@ -77,7 +78,7 @@ class Sheet:
 
 
 def numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Cells as numbers: `(n,)` float64, NaN where there is none, and `(n,)` bool, cells that are no finite number."""
+    """Cells as numbers: `(n,)` float64, NaN where there is none, and `(n,)` bool, cells that are none below 1e300."""
     kind = column.type
     if pa.types.is_string(kind):
         cells = observed(column)
@@ -92,7 +93,7 @@ def numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     else:
         cells, parsed = column, pa.nulls(len(column), pa.float64())
     values = parsed.to_numpy(zero_copy_only=False).astype(np.float64)  # a copy: Arrow's memory is read-only
-    bad = cells.is_valid().to_numpy() & ~np.isfinite(values)
+    bad = cells.is_valid().to_numpy() & ~(np.abs(values) < _LARGEST)
     values[bad] = np.nan
     return values, bad
 
