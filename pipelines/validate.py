@@ -49,6 +49,6 @@ def _line(finding: Finding, text: str) -> str:
 
 
 def as_json(table: Path, findings: list[Finding]) -> str:
-    """The same for programs."""
+    """The same for programs, in ASCII, so that any pipe and any odd file name will do."""
     document = {"table": str(table), "ok": sound(findings), "findings": [asdict(finding) for finding in findings]}
-    return json.dumps(document, indent=1, ensure_ascii=False)
+    return json.dumps(document, indent=1)

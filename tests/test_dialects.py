@@ -58,7 +58,7 @@ def written(frame: pd.DataFrame, separator: str, quoting: int, line_end: str, en
     return text.getvalue().encode(encoding)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(
     frame=frames(),
     separator=st.sampled_from(",;\t|"),
@@ -117,7 +117,7 @@ SPELLINGS = (
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(cells=st.lists(SPELLINGS, min_size=1, max_size=4))
 def test_a_number_is_pythons_number_or_is_refused(cells: list[str]) -> None:
     frame = pd.DataFrame({"unique_id": "a", "ds": range(len(cells) + 1), "y": [*cells, "1"]})

@@ -99,7 +99,7 @@ def judge(path: Path, schema: TableSchema) -> None:
 SCHEMAS = [TableSchema(), TableSchema(channel_col="channel", value_col="value"), TableSchema(timezone="Europe/Paris")]
 
 
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(data=mutated(SEEDS, PIECES), schema=st.sampled_from(SCHEMAS))
 def test_any_csv_is_read_or_refused(data: bytes, schema: TableSchema, folder: Path) -> None:
     (folder / "t.csv").write_bytes(data)
@@ -128,7 +128,7 @@ def parquet(folder: Path) -> bytes:
     return (folder / "seed.parquet").read_bytes()
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(mutate=st.data())
 def test_any_parquet_is_read_or_refused(mutate: st.DataObject, parquet: bytes, folder: Path) -> None:
     (folder / "t.parquet").write_bytes(mutate.draw(mutated([parquet], PIECES)))
@@ -187,7 +187,7 @@ def test_yaml_bombs_are_refused_quickly(folder: Path) -> None:
         load_experiment(folder / "bomb.yaml")
 
 
-@settings(max_examples=250)
+@settings(max_examples=150)
 @given(
     text=mutated(
         [CONFIG, b"horizon: 24\ntrain: {steps: 5, learning_rate: 3e-4}\ndata:\n  channels: [a, b]\n"], YAML_PIECES
@@ -224,7 +224,7 @@ FIELDS += [
 ]
 
 
-@settings(max_examples=250)
+@settings(max_examples=150)
 @given(field=st.sampled_from(FIELDS), value=VALUES)
 def test_any_value_of_a_field_is_taken_or_refused(field: str, value: object) -> None:
     try:

@@ -374,6 +374,14 @@ def test_validate_as_json_has_stable_fields(write: Write) -> None:
     assert "line 3, series 'b': column 'y' holds 'oops'" in message
 
 
+def test_validate_as_json_is_ascii_whatever_the_names(write: Write) -> None:
+    path = write("unique_id,ds,é\n日本,1,x\n日本,2,3\n", "t\udcff.csv")
+    done = CliRunner().invoke(app, ["validate", str(path), "--json"])
+    document = json.loads(done.stdout)
+    assert done.stdout.isascii() and document["table"] == str(path)
+    assert document["findings"][0]["column"] == "é" and document["findings"][0]["series"] == ["日本"]
+
+
 def test_validate_tells_a_person_at_most_ten_findings_of_a_kind(write: Write) -> None:
     names = [f"c{i}" for i in range(300)]
     rows = "".join(f"a,{i}," + ",".join("1" for _ in names) + "\n" for i in range(2))
