@@ -275,6 +275,15 @@ def test_what_cannot_be_opened_is_a_missing_input(
             read_table(tmp_path / name)
 
 
+def test_a_tidy_table_names_the_channel(write: Write) -> None:
+    path = write(TIDY_HEAD + "a,1,x,2\nb,1,z,oops\nb,2,z,3\nb,3,mood,good\na,2,mood,bad\n")
+    found = refusal(path, TIDY)
+    assert (found.code, found.rows, found.column, found.series) == ("E-VALUE", (3,), "z", ("b",))
+    assert "column 'value' holds 'oops' for channel 'z'" in found.message
+    notes = [f.message for f in check_table(path, TableSchema(**TIDY)) if f.code == "W-LEFT-OUT-TEXT"]
+    assert notes and notes[0].endswith("'mood' (such as 'good')")
+
+
 def test_remedies_name_options_that_the_command_has(write: Write) -> None:
     """`tsde forecast` has no --channels: the model fixes them."""
     path = write(HEAD + "a,1,2\na,2,x\n")

@@ -123,18 +123,19 @@ def _read_wide(sheet: Sheet, schema: TableSchema, expected: tuple[str, ...] | No
     _require_channels(sheet, named, others, "column")
     candidates = others if named is None else list(named)
     values, kept = np.empty((len(sheet.lines), len(candidates))), np.ones(len(candidates), bool)
-    text, empty = {}, []
+    text: dict[str, str] = {}
+    empty: list[str] = []
     for i, column in enumerate(candidates):
         values[:, i], bad = numbers(sheet.columns[column])
         form = misspelt(sheet.columns[column], bad)
         nothing = named is None and bool(np.isnan(values[:, i]).all())
         if nothing and (words := bad & ~form.numeric).any():
-            text[column] = sheet.cell(column, int(words.argmax()))
+            text[column], kept[i] = sheet.cell(column, int(words.argmax())), False
         elif nothing and not bad.any():
             empty.append(column)
+            kept[i] = False
         else:
-            _complain(sheet, column, column, bad, form, expected is not None, findings)
-        kept[i] = column not in text and column not in empty
+            _complain(sheet, column, None, bad, form, expected is not None, findings)
     _leave_out_text(sheet, "columns", text, findings)
     _leave_out(sheet, "W-LEFT-OUT-EMPTY", "columns that are empty", empty, findings)
     if expected is not None:
@@ -165,7 +166,9 @@ def _read_tidy(
     named = schema.channels if expected is None else expected
     if named is None:
         text, empty = (observed == 0) & (wordy > 0), (observed == 0) & (wrong == 0)
-        examples = {names[i]: sheet.cell(value_col, int((words & (code == i)).argmax())) for i in np.flatnonzero(text)}
+        spoken = np.flatnonzero(words & (code >= 0))
+        first = spoken[np.unique(code[spoken], return_index=True)[1]]
+        examples = {names[code[row]]: sheet.cell(value_col, row) for row in first.tolist() if text[code[row]]}
         _leave_out_text(sheet, "channels", examples, findings)
         _leave_out(sheet, "W-LEFT-OUT-EMPTY", "channels that are empty", names[empty], findings)
         named = tuple(names[~text & ~empty])
@@ -175,7 +178,7 @@ def _read_tidy(
         _leave_out(sheet, "W-LEFT-OUT-EXTRA", "channels that are not expected", others, findings)
     place = {name: i for i, name in enumerate(named)}
     code = np.array([*(place.get(name, -1) for name in names), -1])[code]  # a blank, -1, picks the last entry
-    _complain(sheet, value_col, None, bad & (code >= 0), form, expected is not None, findings)
+    _complain(sheet, value_col, channel_col, bad & (code >= 0), form, expected is not None, findings)
     roles = (schema.id_col, schema.time_col, channel_col, value_col)
     spare = [column for column in sheet.columns if column not in roles]
     _leave_out(sheet, "W-LEFT-OUT-EXTRA", "columns that a tidy table does not use", spare, findings)
@@ -206,7 +209,7 @@ def _leave_out_text(sheet: Sheet, what: str, examples: Mapping[str, str], findin
 def _complain(
     sheet: Sheet,
     column: str,
-    channel: str | None,
+    channel_col: str | None,
     bad: np.ndarray,
     form: Misspelt,
     fixed: bool,
@@ -223,5 +226,7 @@ def _complain(
         ("E-VALUE", bad & ~form.comma & ~form.thousands, f"expected a finite number below 1e300; {remedy}{choice}"),
     ):
         if rows.any():
-            text = f"column {quoted(column)} holds {sheet.cells(column, rows)}, {what}"
-            findings.append(sheet.finding(code, text, rows, channel or column))
+            channel = None if channel_col is None else sheet.cell(channel_col, int(rows.argmax()))
+            spoken = "" if channel is None else f" for channel {quoted(channel)}"
+            text = f"column {quoted(column)} holds {sheet.cells(column, rows)}{spoken}, {what}"
+            findings.append(sheet.finding(code, text, rows, column if channel is None else channel))
