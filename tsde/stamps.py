@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
@@ -98,7 +99,7 @@ def _offset_name(minutes: int) -> str:
 
 
 def _is_zone(name: str) -> bool:
-    if name[:1] in "+-":
+    if re.fullmatch(r"[+-]([01]\d|2[0-3]):[0-5]\d", name):
         return True
     try:
         return bool(ZoneInfo(name))
