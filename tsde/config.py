@@ -46,9 +46,9 @@ class Experiment(BaseModel):
     @classmethod
     def _length(cls, horizon: Any) -> Any:
         number = isinstance(horizon, int | float) and not isinstance(horizon, bool)
-        if isinstance(horizon, str) or (number and 0 < horizon < math.inf):
-            return horizon
-        raise ValueError("expected a length such as 30d, or a finite number above zero")
+        if isinstance(horizon, str) or (number and -math.inf < horizon < math.inf):
+            return horizon  # whether it is a length above zero is for the table's clock to say
+        raise ValueError("expected a length such as 30d, or a finite number")
 
     @field_validator("model", mode="before")
     @classmethod
