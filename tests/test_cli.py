@@ -205,7 +205,7 @@ HEADER = "unique_id,ds,y\n"
         ("", "empty"),
         (HEADER, "no rows"),
         (f"{HEADER}a,1,2\na,2,many\na,3,1\n", "line 3.*'y'.*'many'"),
-        (f"{HEADER}a,1,2\na,1,3\n", "series 'a' at 1 .*--duplicates"),
+        (f"{HEADER}a,1,2\na,1,3\n", "series 'a': the time 1 .*--duplicates"),
         ("id,ds,y\na,1,2\n", "no column 'unique_id'.*--id-col"),
         (f"{HEADER}a,1,2\nb,1,3\n", "within the horizon"),
     ],

@@ -161,6 +161,43 @@ def test_the_advice_knows_every_key_of_every_section(family: str) -> None:
         assert f"unknown key '{path}zzzzzz'; expected one of {', '.join(keys)}" in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [".inf", ".nan", "true", "null", "[1]", "{a: 1}"])
+def test_a_horizon_that_is_no_length_is_refused_once(value: str) -> None:
+    with pytest.raises(
+        ConfigError, match="'horizon': expected a length such as 30d, or a finite number, got"
+    ) as caught:
+        load_experiment(None, [f"horizon={value}"])
+    assert str(caught.value).count("'horizon'") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("horizon: 1\nhorizon: 2\n", "line 2: the key 'horizon' stands twice"),
+        ("horizon: 1\ntrain: {steps: 1, steps: 2}\n", "line 2: the key 'steps' stands twice"),
+        ("a: &a 1\nhorizon: *a\n", "line 2: the alias"),
+        ("horizon: !!int 3\n", "line 1: the tag"),
+        ("horizon: " + "[" * 5000, "line 1: nested more than 20 levels"),
+        ("horizon: 2024-99-99\n", "not readable as YAML"),
+        ("horizon: " + "9" * 5000 + "\n", "not readable as YAML"),
+        ("#" + "x" * 2**20, "at most 1,048,576 characters"),
+        ("horizon: 1\ntrain: {steps: true}\n", "'train.steps': expected a number, got true or false"),
+        ("horizon: 1\ndata: 5\n", "'data': .*got 5; correct it"),
+    ],
+)
+def test_surprises_in_yaml_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"odd\.yaml.*{words}"):
+        load_experiment(path, data={"id_col": "patient"})
+
+
+def test_a_configuration_that_cannot_be_opened_is_a_missing_input(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "a\0b.yaml", tmp_path / ("x" * 300)):
+        with pytest.raises(MissingInputError, match="cannot be read"):
+            load_experiment(path)
+
+
 def test_every_mistake_is_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         load_experiment(None, ["train.steps=x", "windows.origins=0", "sead=1"], horizon="30d")

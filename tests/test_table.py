@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import gzip
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -110,9 +111,9 @@ def test_tidy_table_counts_followed_but_unobserved_times(write: Write) -> None:
     assert_array_equal(table.values, [[np.nan, 7], [np.nan, 1], [5, np.nan], [np.nan, np.nan]])
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("compressed", [False, True])
 def test_every_way_to_write_the_same_csv(
     write: Write, separator: str, line_end: str, encoding: str, compressed: bool
@@ -164,20 +165,24 @@ def test_ids_of_any_type_become_text(ids: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cells", "naive"),
+    ("cells", "zone"),
     [
-        ([dt.date(2024, 1, 1), dt.date(2024, 2, 1)], True),
-        (pd.period_range("2024-01", periods=2, freq="M"), True),
-        (pd.to_datetime(["2024-01-01", "2024-02-01"]).astype("datetime64[ns]"), True),
-        (pd.to_datetime(["2024-01-01", "2024-02-01"]).tz_localize("UTC").tz_convert("Asia/Tokyo"), False),
-        (["2024-01-01T00:00Z", "2024-01-31T19:00-05:00"], False),
+        ([dt.date(2024, 1, 1), dt.date(2024, 2, 1)], None),
+        (pd.period_range("2024-01", periods=2, freq="M"), None),
+        (pd.to_datetime(["2024-01-01", "2024-02-01"]).astype("datetime64[ns]"), None),
+        (pd.to_datetime(["2024-01-01", "2024-02-01"]).astype("datetime64[s]"), None),
+        (pd.to_datetime(["2024-01-01", "2024-02-01"]).tz_localize("UTC").tz_convert("Asia/Tokyo"), "Asia/Tokyo"),
+        (pd.to_datetime(["2024-01-01", "2024-02-01"]).tz_localize("UTC").tz_convert("-03:30"), "-03:30"),
+        (["2024-01-01T00:00Z", "2024-01-31T19:00-05:00"], "UTC"),
+        (["2023-12-31T19:00-0500", "2024-01-31T19:00-0500"], "-05:00"),
     ],
 )
-def test_typed_and_zoned_times(cells: object, naive: bool, tmp_path: Path) -> None:
+def test_typed_and_zoned_times(cells: object, zone: str | None, tmp_path: Path) -> None:
     frame = pd.DataFrame({"unique_id": "a", "ds": cells, "y": [1, 2]})
     table = read_table(frame)
     assert_array_equal(table.times, [seconds("2024-01-01"), seconds("2024-02-01")])
-    assert table.clock == (DATES if naive else Clock(kind="datetime", timezone="UTC"))
+    assert table.clock == Clock(kind="datetime", timezone=zone)
+    assert [seconds(label) for label in table.clock.format(table.times)] == table.times.tolist()
     if not isinstance(frame["ds"].dtype, pd.PeriodDtype):
         frame.to_parquet(tmp_path / "t.parquet")
         assert_same(read_table(tmp_path / "t.parquet"), table)
@@ -195,9 +200,9 @@ def test_typed_and_zoned_times(cells: object, naive: bool, tmp_path: Path) -> No
         ("31.01.2024 10:30", "2024-01-31T10:30:00"),
         ("1/31/2024", "2024-01-31T00:00:00"),
         ("1600-02-29", "1600-02-29T00:00:00"),
-        ("2024-01-31T07:00:00.25 -0330", "2024-01-31T10:30:00.25+00:00"),
+        ("2024-01-31T07:00:00.25 -0330", "2024-01-31T07:00:00.25-03:30"),
         ("2024-01-31T07:00z", "2024-01-31T07:00:00+00:00"),
-        ("2024-01-31 07:00+02", "2024-01-31T05:00:00+00:00"),
+        ("2024-01-31 07:00+02", "2024-01-31T07:00:00+02:00"),
     ],
 )
 def test_spellings_of_a_datetime(write: Write, cell: str, iso: str) -> None:
@@ -219,16 +224,16 @@ def test_local_times_are_placed_in_their_zone(write: Write) -> None:
     table = read_table(write(HEAD + "a,2024-01-01,1\na,2024-07-01,1\n"), schema)
     assert_array_equal(table.times, [seconds("2024-01-01T00:00+01:00"), seconds("2024-07-01T00:00+02:00")])
     assert table.clock.format(table.times).tolist() == ["2024-01-01T00:00:00+01:00", "2024-07-01T00:00:00+02:00"]
-    zoned = read_table(write(HEAD + "a,2024-01-01T00:00Z,1\n"), schema)  # which needs no help
-    assert zoned.times[0] == seconds("2024-01-01") and zoned.clock.timezone == "UTC"
+    zoned = read_table(write(HEAD + "a,2024-01-01T00:00Z,1\n"), schema)  # which needs no help, but is written there
+    assert zoned.times[0] == seconds("2024-01-01") and zoned.clock.timezone == "Europe/Paris"
 
 
 def test_notes_say_what_reading_did(write: Write) -> None:
     table = read_table(write("unique_id,ds,y,name,flag,void\na,2,1,x,true,\na,1,2,inf,false,NA\n"))
     assert table.channels == ("y",)
-    unsorted, text, void = sorted(table.notes, key=lambda note: ("'" in note, "empty" in note))
-    assert "line 3: rows stand after a later time" in unsorted
-    assert "hold no number and are left out: 'name', 'flag'" in text
+    text, void, unsorted = table.notes
+    assert "line 3, series 'a': rows stand after a later time" in unsorted
+    assert "hold no number and are left out: 'name' (such as 'x'), 'flag' (such as 'true')" in text
     assert "are empty and are left out: 'void'" in void
 
 
@@ -256,7 +261,7 @@ def test_a_tidy_channel_of_text_is_left_out_like_a_wide_column(write: Write) -> 
     table = read_table(write(TIDY_HEAD + "s,1,a,2\ns,1,mood,good\ns,2,mood,bad\ns,2,void,\n"), TIDY)
     assert table.channels == ("a",)
     assert_array_equal(table.values, [[2], [np.nan]])
-    assert "'mood'" in table.notes[0] and "'void'" in table.notes[1]
+    assert "'mood' (such as 'good')" in table.notes[0] and "'void'" in table.notes[1]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +275,7 @@ def test_repeated_times_are_merged_per_channel(write: Write, how: str, merged: l
         table = read_table(write(text), schema.model_copy(update={"duplicates": how}))
         assert_array_equal(table.times, [1, 2])
         assert_array_equal(table.values, merged)
-        assert any(f"merged ({how}): 1, first series 's' at 1" in note for note in table.notes)
+        assert any(f"series 's': repeated times were merged ({how}), first the time 1" in n for n in table.notes)
 
 
 def test_select_takes_series_in_the_order_given(write: Write) -> None:
@@ -309,7 +314,7 @@ def test_frame_refuses_a_channel_named_like_a_key(write: Write) -> None:
         (HEAD.encode() + b"a,1,2\n\xe9,2,3\n", "E-ENCODING", (3,), "0xe9 is not UTF-8"),
         ("unique_id,ds,é\na,1,2\n".encode("latin-1"), "E-ENCODING", (1,), "save the table as CSV in UTF-8"),
         (HEAD.encode("utf-16") + b"a", "E-ENCODING", (), "broken UTF-16"),
-        (b"\x00\x01\x02", "E-ENCODING", (), "not a text file"),
+        (b"\x00\x01\x02", "E-ENCODING", (1,), "not a text file"),
         (HEAD + ",1,2\na,1,2\n  ,2,3\n", "E-ID-BLANK", (2, 4), "id in column 'unique_id' is blank"),
         (HEAD + "a,,2\na,1,2\n", "E-TIME-BLANK", (2,), "time in column 'ds' is blank"),
         (HEAD + "a,,2\na,NA,2\n", "E-TIME-BLANK", (2, 3), "is blank"),
@@ -330,7 +335,12 @@ def test_frame_refuses_a_channel_named_like_a_key(write: Write) -> None:
         ("unique_id;ds;y\na;1;1,5\na;2;2\n", "E-DECIMAL-COMMA", (2,), "'1,5', a number with a comma"),
         ("unique_id;ds;y\na;1;1,5\na;2;2,5\n", "E-DECIMAL-COMMA", (2, 3), "decimal point"),
         (HEAD + "a,1,x\na,2,y\n", "E-NO-CHANNEL", (), "no column beside the id and the time holds a number"),
-        (HEAD + "a,1,2\nb,1,2\na,1,2\n", "E-DUPLICATE", (2, 4), "series 'a' at 1 .*--duplicates mean|first|last"),
+        (
+            HEAD + "a,1,2\nb,1,2\na,1,2\n",
+            "E-DUPLICATE",
+            (2, 4),
+            "series 'a': the time 1 .*--duplicates mean|first|last",
+        ),
     ],
 )
 def test_refusals_name_place_content_and_remedy(
@@ -494,13 +504,14 @@ def test_suspicions(write: Write) -> None:
         "W-CONSTANT-CHANNEL": (),
         "W-EMPTY-CHANNEL": (),
         "W-WILD-VALUE": (9,),
-        "W-SINGLE-ROW": (),
+        "W-SINGLE-ROW": (23,),
         "W-HUGE-GAP": (22,),
     }
     assert "'flat' is always 4" in found["W-CONSTANT-CHANNEL"].message
-    assert "series 'a' at 7: 1e+09 in channel 'wild'" in found["W-WILD-VALUE"].message
+    assert "series 'a': channel 'wild' is over" in found["W-WILD-VALUE"].message
+    assert "'a' at 7 (1e+09)" in found["W-WILD-VALUE"].message
     assert "1 of 2 series" in found["W-SINGLE-ROW"].message
-    assert "series 'a' at 90000" in found["W-HUGE-GAP"].message
+    assert "'a' at 90000" in found["W-HUGE-GAP"].message
 
 
 @pytest.mark.parametrize(
@@ -508,14 +519,19 @@ def test_suspicions(write: Write) -> None:
     [
         ((1700000000, 1700086400), "seconds since 1970"),
         ((1700000000000, 1700086400000), "milliseconds"),
-        ((20240131, 20240201), "dates such as 20240131"),
+        ((1700000000000000, 1700086400000000), "microseconds"),
+        ((1700000000000000000, 1700086400000000000), "nanoseconds"),
+        ((1700000000, 1700086400000), "seconds and milliseconds since 1970 and .*write all in one unit"),
         ((20240131, 20240299), None),
         ((5, 1700000000), None),
     ],
 )
 def test_numbers_that_look_like_dates(write: Write, times: tuple[int, int], guess: str | None) -> None:
     found = warnings(write(HEAD + f"a,{times[0]},1\na,{times[1]},2\n"))
-    assert guess in found["W-TIME-LOOKS-LIKE-DATE"].message if guess else "W-TIME-LOOKS-LIKE-DATE" not in found
+    if guess is None:
+        assert "W-TIME-LOOKS-LIKE-DATE" not in found
+    else:
+        assert re.search(guess, found["W-TIME-LOOKS-LIKE-DATE"].message)
 
 
 # ---------------------------------------------------------------------------------------------- queries
@@ -626,7 +642,7 @@ def test_a_formatted_time_reads_back(moments: list[dt.datetime], zone: str | Non
     assert_array_equal(queries.times, times)
 
 
-@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1))
+@given(st.lists(st.floats(-1e299, 1e299), min_size=1))
 def test_a_formatted_number_reads_back(times: list[float]) -> None:
     queries = read_queries(pd.DataFrame({"unique_id": "a", "ds": NUMBERS.format(np.array(times))}), WIDE, NUMBERS)
     assert_array_equal(queries.times, times)

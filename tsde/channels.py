@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from zoneinfo import ZoneInfo
@@ -10,7 +10,8 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from pydantic import BaseModel, field_validator, model_validator
 
-from tsde.reading import Finding, Sheet, TableError, categories, decimal_commas, listed, numbers
+from tsde.findings import Finding, TableError, listed, quoted
+from tsde.sheet import Misspelt, Sheet, categories, misspelt, numbers
 
 
 class TableSchema(BaseModel, frozen=True, extra="forbid"):
@@ -88,8 +89,9 @@ def require_columns(sheet: Sheet, schema: TableSchema, keys_only: bool = False) 
         raise TableError(
             sheet.finding(
                 "E-COLUMN-MISSING",
-                f"there is no column {column!r} for the {purpose}; the columns are {listed(sheet.columns)}; "
+                f"there is no column {quoted(column)} for the {purpose}; the columns are {listed(sheet.columns)}; "
                 f"name the right one with {option}",
+                column=column,
             )
             for option, purpose, column in missing
         )
@@ -115,48 +117,32 @@ def read_channels(
     return cells
 
 
-def merge(values: np.ndarray, starts: np.ndarray, how: str) -> np.ndarray:
-    """Merge runs of rows, `(n, C)` with runs that begin at `starts (G,)`, into one row each, `(G, C)`.
-
-    `how` takes per channel the "mean", or else the "first" or "last", of the observed cells; NaN where there are none.
-    """
-    if len(starts) == len(values):
-        return values
-    seen = ~np.isnan(values)
-    if how == "mean":
-        counts = np.add.reduceat(seen, starts, dtype=np.int64)
-        sums = np.add.reduceat(np.where(seen, values, 0.0), starts)
-        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-    row = np.arange(len(values))[:, None]
-    if how == "last":
-        picked = np.maximum.reduceat(np.where(seen, row, -1), starts)
-    else:
-        picked = np.minimum.reduceat(np.where(seen, row, len(values)), starts)
-    padded = np.append(values, np.full((1, values.shape[1]), np.nan), axis=0)  # -1 and n are the row of NaN
-    return np.take_along_axis(padded, picked, axis=0)
-
-
 def _read_wide(sheet: Sheet, schema: TableSchema, expected: tuple[str, ...] | None, findings: list[Finding]) -> Cells:
     named = schema.channels if expected is None else expected
     others = [column for column in sheet.columns if column not in (schema.id_col, schema.time_col)]
     _require_channels(sheet, named, others, "column")
     candidates = others if named is None else list(named)
     values, kept = np.empty((len(sheet.lines), len(candidates))), np.ones(len(candidates), bool)
-    text, empty = kept.copy(), kept.copy()
+    text: dict[str, str] = {}
+    empty: list[str] = []
     for i, column in enumerate(candidates):
         values[:, i], bad = numbers(sheet.columns[column])
-        commas = decimal_commas(sheet.columns[column], bad)
+        form = misspelt(sheet.columns[column], bad)
         nothing = named is None and bool(np.isnan(values[:, i]).all())
-        text[i], empty[i] = nothing and bad.sum() > commas.sum(), nothing and not bad.any()
-        if not text[i]:
-            _complain(sheet, column, bad, commas, findings)
-    names, kept = np.array(candidates, object), ~text & ~empty
-    _leave_out(sheet, "W-LEFT-OUT-TEXT", "columns that hold no number", names[text], findings)
-    _leave_out(sheet, "W-LEFT-OUT-EMPTY", "columns that are empty", names[empty], findings)
+        if nothing and (words := bad & ~form.numeric).any():
+            text[column], kept[i] = sheet.cell(column, int(words.argmax())), False
+        elif nothing and not bad.any():
+            empty.append(column)
+            kept[i] = False
+        else:
+            _complain(sheet, column, None, bad, form, expected is not None, findings)
+    _leave_out_text(sheet, "columns", text, findings)
+    _leave_out(sheet, "W-LEFT-OUT-EMPTY", "columns that are empty", empty, findings)
     if expected is not None:
         extra = [column for column in others if column not in expected]
         _leave_out(sheet, "W-LEFT-OUT-EXTRA", "columns that are not expected", extra, findings)
-    return Cells(tuple(names[kept]), values if kept.all() else values[:, kept], None)
+    names = tuple(name for name, keep in zip(candidates, kept, strict=True) if keep)
+    return Cells(names, values if kept.all() else values[:, kept], None)
 
 
 def _read_tidy(
@@ -169,17 +155,21 @@ def _read_tidy(
 ) -> Cells:
     names, code = categories(sheet, channel_col)
     values, bad = numbers(sheet.columns[value_col])
-    commas = decimal_commas(sheet.columns[value_col], bad)
+    form = misspelt(sheet.columns[value_col], bad)
     if (code < 0).any():
-        text = f"the channel in column {channel_col!r} is blank; name it or drop the row"
-        findings.append(sheet.finding("E-CHANNEL-BLANK", text, code < 0))
-    observed, wrong, comma = (
-        np.bincount(code[mask & (code >= 0)], minlength=len(names)) for mask in (~np.isnan(values), bad, commas)
+        text = f"the channel in column {quoted(channel_col)} is blank; name it or drop the row"
+        findings.append(sheet.finding("E-CHANNEL-BLANK", text, code < 0, channel_col))
+    words = bad & ~form.numeric
+    observed, wrong, wordy = (
+        np.bincount(code[mask & (code >= 0)], minlength=len(names)) for mask in (~np.isnan(values), bad, words)
     )
     named = schema.channels if expected is None else expected
     if named is None:
-        text, empty = (observed == 0) & (wrong > comma), (observed == 0) & (wrong == 0)
-        _leave_out(sheet, "W-LEFT-OUT-TEXT", "channels that hold no number", names[text], findings)
+        text, empty = (observed == 0) & (wordy > 0), (observed == 0) & (wrong == 0)
+        spoken = np.flatnonzero(words & (code >= 0))
+        first = spoken[np.unique(code[spoken], return_index=True)[1]]
+        examples = {names[code[row]]: sheet.cell(value_col, row) for row in first.tolist() if text[code[row]]}
+        _leave_out_text(sheet, "channels", examples, findings)
         _leave_out(sheet, "W-LEFT-OUT-EMPTY", "channels that are empty", names[empty], findings)
         named = tuple(names[~text & ~empty])
     else:
@@ -188,7 +178,7 @@ def _read_tidy(
         _leave_out(sheet, "W-LEFT-OUT-EXTRA", "channels that are not expected", others, findings)
     place = {name: i for i, name in enumerate(named)}
     code = np.array([*(place.get(name, -1) for name in names), -1])[code]  # a blank, -1, picks the last entry
-    _complain(sheet, value_col, bad & (code >= 0), commas, findings)
+    _complain(sheet, value_col, channel_col, bad & (code >= 0), form, expected is not None, findings)
     roles = (schema.id_col, schema.time_col, channel_col, value_col)
     spare = [column for column in sheet.columns if column not in roles]
     _leave_out(sheet, "W-LEFT-OUT-EXTRA", "columns that a tidy table does not use", spare, findings)
@@ -199,20 +189,44 @@ def _require_channels(sheet: Sheet, named: tuple[str, ...] | None, present: list
     if named is not None and (missing := [name for name in named if name not in present]):
         text = f"there is no {what} {listed(missing)}; expected {listed(named)}, found {listed(present)}"
         remedy = "add it, even empty; in training, --channels chooses others"
-        raise TableError([sheet.finding("E-CHANNEL-MISSING", f"{text}; {remedy}")])
+        raise TableError([sheet.finding("E-CHANNEL-MISSING", f"{text}; {remedy}", column=missing[0])])
 
 
 def _leave_out(sheet: Sheet, code: str, what: str, names: Sequence[str] | np.ndarray, findings: list[Finding]) -> None:
     if len(names):
-        findings.append(sheet.finding(code, f"{what} and are left out: {listed(names)}", severity="warning"))
+        findings.append(sheet.finding(code, f"{what} and are left out: {listed(names)}", column=str(names[0])))
 
 
-def _complain(sheet: Sheet, column: str, bad: np.ndarray, commas: np.ndarray, findings: list[Finding]) -> None:
-    """Add an error for numbers with a comma and one for cells that are otherwise no finite number."""
-    if (comma := bad & commas).any():
-        text = f"column {column!r} holds {sheet.cells(column, comma)}, a number with a comma"
-        findings.append(sheet.finding("E-DECIMAL-COMMA", f"{text}; write it with a decimal point, as in 1.5", comma))
-    if (other := bad & ~commas).any():
-        text = f"column {column!r} holds {sheet.cells(column, other)}, expected a finite number"
-        remedy = "correct the cell, leave it empty if nothing was observed, or choose other channels (--channels)"
-        findings.append(sheet.finding("E-VALUE", f"{text}; {remedy}", other))
+def _leave_out_text(sheet: Sheet, what: str, examples: Mapping[str, str], findings: list[Finding]) -> None:
+    """Note the columns or channels without a single number, each with something that stands in it."""
+    if examples:
+        found = [f"{quoted(name)} (such as {quoted(cell)})" for name, cell in examples.items()]
+        more = f" and {len(found) - 20} more" if len(found) > 20 else ""
+        text = f"{what} that hold no number and are left out: {', '.join(found[:20])}{more}"
+        findings.append(sheet.finding("W-LEFT-OUT-TEXT", text, column=next(iter(examples))))
+
+
+def _complain(
+    sheet: Sheet,
+    column: str,
+    channel_col: str | None,
+    bad: np.ndarray,
+    form: Misspelt,
+    fixed: bool,
+    findings: list[Finding],
+) -> None:
+    """Add an error for each way in which cells are no finite number; `fixed` if the channels cannot be chosen."""
+    plain = "write a decimal point and no separator of thousands, as in 1234.5"
+    remedy = "correct the cell, or leave it empty if nothing was observed"
+    choice = "" if fixed else "; or choose other channels (--channels)"
+    doubt = "may be decimal or separate thousands"
+    for code, rows, what in (
+        ("E-DECIMAL-COMMA", bad & form.comma, f"a number with a comma, which {doubt}; {plain}"),
+        ("E-THOUSANDS", bad & form.thousands, f"a number with separators of thousands; {plain}"),
+        ("E-VALUE", bad & ~form.comma & ~form.thousands, f"expected a finite number below 1e300; {remedy}{choice}"),
+    ):
+        if rows.any():
+            channel = None if channel_col is None else sheet.cell(channel_col, int(rows.argmax()))
+            spoken = "" if channel is None else f" for channel {quoted(channel)}"
+            text = f"column {quoted(column)} holds {sheet.cells(column, rows)}{spoken}, {what}"
+            findings.append(sheet.finding(code, text, rows, column if channel is None else channel))

@@ -69,8 +69,12 @@ class Scaler(BaseModel):
 def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
     if len(values) == 0:
         return 0.0, 1.0
+    power = np.frexp(np.abs(values).max())[1]
+    values = np.ldexp(values, -power)  # exact, and no square of 1e200 or 1e-200 leaves the range of numbers
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
     if high > low:
         values = values.clip(middle - _WINSOR * (high - low), middle + _WINSOR * (high - low))
     deviation = float(values.std())
-    return float(values.mean()), deviation if deviation > 1e-12 * float(np.abs(values).max()) else 1.0
+    location = float(np.ldexp(values.mean(), power))
+    changes = deviation > 1e-12 * float(np.abs(values).max())
+    return location, float(np.ldexp(deviation, power)) if changes else 1.0
