@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from tsde.reading import listed
+from tsde.findings import listed
 from tsde.table import Finding, TableError, TableSchema
 
 _ONE_ERROR: Any = Field(fail_fast=True)  # a million would take minutes to tell
