@@ -349,7 +349,7 @@ def test_what_reading_did_is_told(client: Client) -> None:
         (422, "E-QUESTION", {"rows": [GOOD], "horizon": "soon"}),
         (422, "E-QUESTION", {"rows": [GOOD], "horizon": 1, "step": 2}),
         (422, "E-QUESTION", {"rows": [GOOD], "horizon": 1, "step": 0}),
-        (422, "E-QUESTION", {"rows": [{**GOOD, "ds": 1e308}], "horizon": 1.7e308}),
+        (422, "E-TIME-UNREADABLE", {"rows": [{**GOOD, "ds": 1e308}], "horizon": 1.7e308}),
         (422, "E-EMPTY", {"rows": []}),
         (422, "E-EMPTY", {"rows": [{}]}),
         (422, "E-EMPTY", {"rows": [GOOD], "times": []}),
@@ -475,7 +475,7 @@ def test_what_it_is_can_be_asked(client: Client, models: dict[str, Model]) -> No
 def test_the_end_of_the_calendar_is_refused_not_guessed(tidy: Model) -> None:
     row = {"unique_id": "a", "ds": "9999-12-31T23:59:59Z", "channel": "x", "value": 1}
     with serving(tidy.load()) as client:
-        assert client.ask(body={"rows": [row, row]}).codes == {"E-DUPLICATE"}
+        assert client.ask(body={"rows": [row, row]}).codes == {"E-DUPLICATE", "W-TIME-FAR"}
         assert client.ask(body={"rows": [row]}).codes == {"E-QUESTION"}
         assert client.ask(body={"rows": [{**row, "ds": "2024-01-01"}], "horizon": "3000000d"}).codes == {"E-QUESTION"}
         known = client.rows({"rows": [{**row, "ds": "2024-01-01"}], "times": [{"unique_id": "a", "ds": row["ds"]}]})
