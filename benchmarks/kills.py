@@ -95,7 +95,7 @@ def results(model: Path) -> dict[str, str | bytes]:
     return kept | {str(path.relative_to(model)): path.read_bytes() for path in model.rglob("*.safetensors")}
 
 
-ENDING = ("scoring and saving", "after saving the model")
+ENDING = ("scoring and saving", "with a model saved before")
 
 
 def moment(folder: Path) -> str:
