@@ -96,7 +96,7 @@ def test_a_series_that_diverges_is_answered_and_told_and_touches_no_other(predic
 def test_an_absurd_value_stays_in_its_series(family: str) -> None:
     predictor = trained(family)
     expected = predictor.forecast(read_table(QUIET))
-    for value in (1e300, -1e300, 1e15):
+    for value in (9e299, -9e299, 1e15):  # a table holds nothing larger
         found = predictor.forecast(read_table(spoil(value)))
         assert np.isfinite(numbers(found)).all()
         kept = found[found["unique_id"] != WILD].reset_index(drop=True)
