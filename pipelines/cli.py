@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -145,9 +146,7 @@ def train(
     folder = resume or train.start(found, target)
     if config is None and resume is None:
         messages.note(f"# the configuration, to keep and change (--config)\n{found.experiment.to_yaml()}")
-    trained = train.run(found, target, folder, quiet, parts)
-    if not no_track:
-        _record(trained)
+    trained = train.run(found, target, folder, quiet, parts, (lambda trained: None) if no_track else _record)
     if json:
         print(trained.as_json())
         return
@@ -194,13 +193,15 @@ def forecast(
     samples: Annotated[int, Option(metavar="N", min=0, help="Also draw samples, with --samples-out.")] = 0,
     samples_out: Annotated[Path | None, Option(metavar="P", help="Table of samples to write.")] = None,
     plot: Annotated[Path | None, Option(metavar="PNG", help="Draw a few of the series.")] = None,
+    strict: Annotated[bool, Option("--strict", help="Exit code 70 if one diverged, 65 if not all are ok.")] = False,
     dry_run: DryRun = False,
     json: Annotated[bool, Option("--json", help="What came of it as JSON on stdout, with --out.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Forecast every series of a table.
 
-    At regular times up to a horizon after each series' last row, or at the ids and times of another table.
+    At regular times up to a horizon after each series' last row, or at the ids and times of another table. Every series
+    gets an answer and a status; --strict tells by the exit code, once all is written, that one is not ok.
     """
     from pipelines import forecast, tracking
 
@@ -217,6 +218,8 @@ def forecast(
     elif json:
         print(forecast.as_json(frame, outputs))
     messages.note(f"{out or 'forecasts'}: {forecast.summary(frame)}")
+    if strict:
+        forecast.require_ok(Counter(frame["status"]))
 
 
 @app.command(epilog=examples("report"))
@@ -297,7 +300,8 @@ def _record(trained: Trained) -> None:
         tracking.record(trained)
     except Exception as error:  # any database, server or disk
         reason = " ".join(str(error).split())[:300]
-        messages.warn(f"the run was not recorded in {dashboard.store()}: {reason}")
+        told = f"the model in {trained.out} is complete, but its run was not recorded in {dashboard.store()}"
+        messages.warn(f"{told}: {reason}")
 
 
 def _show(trained: Trained) -> None:

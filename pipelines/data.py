@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pipelines.messages import note
 from tsde.artifact import read_files
 from tsde.config import Experiment, load_experiment, parse_experiment
-from tsde.errors import ArtifactError, DataError, UsageError
+from tsde.errors import ArtifactError, DataError, TsdeError, UsageError
 from tsde.models import MODELS
 from tsde.predictor import Predictor
 from tsde.table import Table, read_parquet, read_table
@@ -124,12 +124,14 @@ def read_dataset(folder: Path) -> tuple[Table, Facts, Experiment]:
     Raises:
         ArtifactError: it is torn, altered, or something else.
     """
-    files, _ = read_files(folder)
-    if FACTS_FILE not in files:
-        raise ArtifactError(f"{folder} holds no {FACTS_FILE}: expected a dataset written by `tsde ingest`, or a table")
-    facts = Facts.model_validate(json.loads(files[FACTS_FILE])["data"])
-    experiment = parse_experiment(yaml.safe_load(files[EXPERIMENT_FILE]), str(folder / EXPERIMENT_FILE))
-    return read_parquet(folder / TABLE_FILE), facts, experiment
+    files, _ = read_files(folder, kind="dataset")
+    try:
+        facts = Facts.model_validate(json.loads(files[FACTS_FILE])["data"])
+        experiment = parse_experiment(yaml.safe_load(files[EXPERIMENT_FILE]), str(folder / EXPERIMENT_FILE))
+        return read_parquet(folder / TABLE_FILE), facts, experiment
+    except (LookupError, ValueError, TypeError, RecursionError, OSError, yaml.YAMLError, TsdeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ArtifactError(f"{folder} is not a dataset this tsde can read ({reason}): ingest it again") from error
 
 
 def _checked(data: Data) -> Data:

@@ -16,7 +16,7 @@ import pandas as pd
 from pipelines import pictures
 from pipelines.data import table_for
 from pipelines.messages import note
-from tsde.errors import UsageError
+from tsde.errors import DataError, DivergedError, UsageError
 from tsde.files import write_file
 from tsde.plot import save_figure
 from tsde.predictor import Predictor
@@ -148,6 +148,19 @@ def summary(frame: pd.DataFrame) -> str:
     counts = frame["status"].value_counts()
     statuses = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     return f"{frame.iloc[:, 0].nunique():,} series, {len(frame):,} rows: {statuses}"
+
+
+def require_ok(rows: Mapping[str, int]) -> None:
+    """Refuse any status but ok, of which `rows` tells how many rows have each.
+
+    Raises:
+        DivergedError: some diverged. DataError: some are not ok for what was asked or known.
+    """
+    wrong = {status: count for status, count in rows.items() if status != "ok" and count}
+    if wrong:
+        counts = ", ".join(f"{count:,} {status}" for status, count in wrong.items())
+        message = f"--strict expects the status ok in all {sum(rows.values()):,} rows, found {counts}; all were written"
+        raise (DivergedError if "diverged" in wrong else DataError)(message)
 
 
 def _samples(frame: pd.DataFrame, drawn: np.ndarray) -> pd.DataFrame:

@@ -72,7 +72,8 @@ def connect(uri: str) -> Any:
     """The module `mlflow`, quiet, quick to give up, and pointed at a store."""
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default it insists for minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default it insists for minutes,
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # and waits two for each answer
     mlflow = import_module("mlflow")
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)

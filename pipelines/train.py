@@ -1,15 +1,17 @@
 """Train, score and save a model.
 
-While it trains, a working directory beside the model (`<out>.run`) holds what it takes to go on after an interruption.
+While it trains, a working directory beside the model (`<out>.run`) holds what it takes to go on after an interruption
+at any moment. It goes when everything is done, and whatever fails, the model that was there before stays as it was.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +20,20 @@ from pydantic import BaseModel
 from pipelines.card import Card
 from pipelines.data import EXPERIMENT_FILE, Data, load
 from pipelines.heldout import HeldOut, of_training
-from pipelines.messages import note
+from pipelines.messages import note, warn
 from pipelines.progress import training_progress
 from pipelines.scores import score
 from tsde.artifact import require_replaceable
-from tsde.errors import CannotWriteError, DataError, DivergedError, MissingInputError, UsageError
-from tsde.files import write_file
+from tsde.config import Experiment
+from tsde.errors import ArtifactError, CannotWriteError, DataError, DivergedError, MissingInputError, UsageError
+from tsde.files import discard, staged, write_synced
 from tsde.fitting import Parts, fit_predictor
+from tsde.locks import locked
+from tsde.members import divergences
 from tsde.predictor import KIND, Predictor
 
 _RUN_FILE = "run.json"
+_CHECKPOINTS = "checkpoints"
 
 
 class _Run(BaseModel, frozen=True):
@@ -77,11 +83,17 @@ def start(data: Data, out: Path) -> Path:
     """
     folder = working_directory(data, out)
     if folder.exists():
-        note(f"starting afresh: the interrupted run in {folder} is discarded")
-        shutil.rmtree(folder)
+        with _alone(folder):
+            note(f"starting afresh: the interrupted run in {folder} is discarded")
+            discard(folder)
     about = _Run(data=data.path.absolute(), sha256=data.facts.sha256, out=out.absolute())
-    write_file(folder / EXPERIMENT_FILE, data.experiment.to_yaml().encode())
-    write_file(folder / _RUN_FILE, about.model_dump_json(indent=1).encode())
+    try:
+        with staged(folder, folder=True) as temporary:
+            write_synced(temporary / EXPERIMENT_FILE, data.experiment.to_yaml().encode())
+            write_synced(temporary / _RUN_FILE, about.model_dump_json(indent=1).encode())
+            os.rename(temporary, folder)
+    except OSError as error:
+        raise CannotWriteError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder
 
 
@@ -95,36 +107,82 @@ def reopen(folder: Path, data: Path | None = None) -> tuple[Data, Path]:
     try:
         about = _Run.model_validate_json((folder / _RUN_FILE).read_bytes())
     except (OSError, ValueError) as error:
-        raise MissingInputError(f"{folder} is no interrupted run of `tsde train`: it has no {_RUN_FILE}") from error
+        model = folder.with_name(folder.name.removesuffix(".run"))
+        done = f"; {model} beside it is a model" if model != folder and (model / EXPERIMENT_FILE).is_file() else ""
+        raise MissingInputError(
+            f"{folder} is no interrupted run of `tsde train`: it has no readable {_RUN_FILE}{done}"
+        ) from error
     found = load(data or about.data, folder / EXPERIMENT_FILE)
     if found.facts.sha256 != about.sha256:
         raise DataError(f"{found.path} has changed since the run {folder} started: start a new run on it")
     return found, about.out
 
 
-def run(data: Data, out: Path, folder: Path, quiet: bool = False, parts: Parts | None = None) -> Trained:
+def run(
+    data: Data,
+    out: Path,
+    folder: Path,
+    quiet: bool = False,
+    parts: Parts | None = None,
+    record: Callable[[Trained], None] = lambda trained: None,
+) -> Trained:
     """Train on `data` in the working directory `folder`, from where it stands, and save the model as `out`.
 
     Args:
         parts: of the data, if they were prepared before.
+        record: called with the saved model before the working directory goes.
 
     Raises:
         DataError: too little data. DivergedError: training produced a value that is not finite.
+        CannotWriteError: a full disk, say, or another process is at work in `folder`.
     """
     started = time.monotonic()
-    try:
+    with _alone(folder), _kept(folder, data.experiment):
+        for member, found in divergences(folder / _CHECKPOINTS, data.experiment).items():
+            warn(f"member {member + 1} ends with its best validation: {found.reason}")
         with training_progress(data.experiment.train.members, quiet) as report:
-            fitted = fit_predictor(data.table, data.experiment, report, folder / "checkpoints", parts)
-    except KeyboardInterrupt:
+            fitted = fit_predictor(data.table, data.experiment, report, folder / _CHECKPOINTS, parts)
+        held_out, predictor = of_training(data.table, fitted), fitted.predictor
+        board = score(predictor, held_out.windows, held_out.part) if held_out.windows else None
+        card = Card.new(data.facts, board, data.experiment.seed, time.monotonic() - started, fitted.history)
+        predictor.card = card.model_dump(mode="json")
+        predictor.save(out)
+        trained = Trained(predictor, card, held_out, fitted.history, out)
+        record(trained)
+        discard(folder)
+    return trained
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else works in `folder` meanwhile.
+
+    Raises:
+        CannotWriteError: somebody does.
+    """
+    with locked(folder.resolve()) as held:
+        if held is False:
+            raise CannotWriteError(f"another `tsde train` is at work in {folder}: wait for it, or give another --out")
+        yield
+
+
+@contextmanager
+def _kept(folder: Path, experiment: Experiment) -> Iterator[None]:
+    """Say how to go on after whatever ends the training early; discard what can only end the same way again."""
+    try:
+        yield
+    except DataError:
+        discard(folder)
+        raise
+    except DivergedError:
+        if all(found.validated for found in divergences(folder / _CHECKPOINTS, experiment).values()):
+            say = "what was learnt is in {0}; end with the best validated weights: tsde train --resume {0}"
+            print(say.format(folder), file=sys.stderr)
+        else:
+            discard(folder)
+        raise
+    except ArtifactError:
+        raise  # says itself what to do
+    except BaseException:
         print(f"what was learnt so far is in {folder}; go on with: tsde train --resume {folder}", file=sys.stderr)
         raise
-    except (DataError, DivergedError):
-        shutil.rmtree(folder)  # going on would end the same way
-        raise
-    held_out, predictor = of_training(data.table, fitted), fitted.predictor
-    board = score(predictor, held_out.windows, held_out.part) if held_out.windows else None
-    card = Card.new(data.facts, board, data.experiment.seed, time.monotonic() - started, fitted.history)
-    predictor.card = card.model_dump(mode="json")
-    predictor.save(out)
-    shutil.rmtree(folder)
-    return Trained(predictor, card, held_out, fitted.history, out)

@@ -236,7 +236,7 @@ def test_a_bad_table_is_refused(text: str, message: str, job: Job, tmp_path: Pat
         (2, "forecast {model} {table} --horizon 1 --out {folder}/f.xlsx", ".parquet"),
         (2, "forecast {model} {table} --horizon 30d", "unit"),
         (65, "forecast {folder} {table} --horizon 1", "manifest"),
-        (65, "forecast {dataset} {table} --horizon 1", "predictor"),
+        (65, "forecast {dataset} {table} --horizon 1", "is a 'dataset' of tsde, expected a model"),
         (65, "evaluate {folder}", "manifest"),
         (66, "forecast {folder}/none {table} --horizon 1", "does not exist"),
         (66, "forecast {model} {folder}/none.csv --horizon 1", "no such file"),

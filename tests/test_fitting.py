@@ -311,3 +311,11 @@ def test_the_clock_bounds_the_whole_training() -> None:
     last = {row["member"]: row for row in found.history}
     assert sum(row["elapsed"] for row in last.values()) < 3
     assert all(row["share"] == 1 and 1 < row["step"] < 1e6 for row in last.values())
+
+
+def test_a_budget_leaves_room_for_what_comes_before_the_steps() -> None:
+    """Four members in two processes are two rounds; starting a process counts once, preparing a member each time."""
+    config = experiment("train.members=4", "train.workers=2", "train.max_time=100s").train
+    assert members._budget(config, startup=10, spent=1) == 44
+    assert members._budget(config, startup=90, spent=30) == 25  # half its part, whatever starting took
+    assert members._budget(experiment("train.members=4").train, startup=10, spent=1) is None

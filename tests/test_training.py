@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
 from tsde import training
+from tsde.artifact import write_files
 from tsde.errors import ArtifactError, DivergedError
 from tsde.model import Forecaster, Loss
 from tsde.models import MODELS, build
 from tsde.noise import series_keys
 from tsde.series import SeriesSet
-from tsde.training import Progress, TrainConfig, fit, validation_crps
+from tsde.training import Progress, TrainConfig, divergence, fit, validation_crps
 from tsde.windows import Origins, Query, Region, Window, WindowConfig, eligible_origins, fixed_windows
 
 WINDOWS = WindowConfig(origins=2, targets=4, thinning=0.3, held_out=16)
@@ -230,6 +231,12 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
         train(fresh(), config(), checkpoint=tmp_path / "state")
 
 
+def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:
+    write_files(tmp_path / "state", {"state.json": b'{"seed": 0, "epoch": 1}'}, {})
+    with pytest.raises(ArtifactError, match="no checkpoint of this version"):
+        train(fresh(), config(), checkpoint=tmp_path / "state")
+
+
 def test_a_checkpoint_of_another_seed_is_not_taken_up_in_silence(tmp_path: Path) -> None:
     """A folder that was left behind must not turn the run of one seed into that of another."""
     train(fresh(), config(), seed=0, checkpoint=tmp_path / "state")
@@ -306,12 +313,32 @@ def test_without_averaging_the_last_weights_are_validated(scripted: Install) -> 
 def test_divergence_names_the_step_and_the_part(
     bad: Callable[[Tensor], Loss], name: str, scripted: Install, tmp_path: Path
 ) -> None:
-    scripted([1.0, 0.5])
+    validated = scripted([1.0, 0.5])
     model = Scripted(lambda step, w: bad(w) if step == 7 else pull(step, w))
     with pytest.raises(DivergedError, match=rf"step 7: the {name}"):
         train(model, config(steps=40), checkpoint=tmp_path / "state")
     assert torch.isfinite(model.weight).all()  # the step that diverged was not taken
-    assert json.loads((tmp_path / "state" / "state.json").read_text())["step"] == 4
+    found = divergence(tmp_path / "state")
+    assert found is not None and found.validated and f"step 7: the {name}" in found.reason
+    resumed = Scripted(pull)
+    history = train(resumed, config(steps=40), checkpoint=tmp_path / "state")
+    assert resumed.step == 0 and same(weights(resumed), validated[0])
+    assert [row["step"] for row in history] == [4]
+
+
+def test_divergence_before_any_validation_leaves_nothing_to_end_with(tmp_path: Path) -> None:
+    nothing = Scripted(lambda step, w: Loss(w.sum() * math.nan, w.new_zeros(())))
+    for model in (nothing, Scripted(pull)):
+        with pytest.raises(DivergedError, match="step 1: the training score is nan"):
+            train(model, config(), checkpoint=tmp_path / "state")
+    found = divergence(tmp_path / "state")
+    assert found is not None and not found.validated
+
+
+def test_a_training_that_goes_on_has_not_diverged(tmp_path: Path) -> None:
+    assert divergence(tmp_path / "state") is None
+    train(fresh(), config(steps=4), checkpoint=tmp_path / "state")
+    assert divergence(tmp_path / "state") is None
 
 
 def test_a_validation_that_is_not_finite_is_divergence(scripted: Install) -> None:

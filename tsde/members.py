@@ -1,9 +1,9 @@
 """The members of an ensemble, trained beside each other: one process per core, each with one thread.
 
 A small model on a small batch is faster on one thread than on several, so the cores go to different members. A worker
-is `python -m tsde.members FOLDER NUMBER`; it reads the job from FOLDER, reports progress as lines of JSON on its
-standard output, and leaves its weights in the folder. Files instead of inherited memory keep user scripts free of
-`if __name__ == "__main__"`, and a job that was interrupted is simply run again.
+(`tsde.worker`) reads the job from a folder and the numbers of members, one after the other, from its standard input;
+it reports progress as lines of JSON on its standard output and leaves weights in the folder. Files instead of inherited
+memory keep user scripts free of `if __name__ == "__main__"`, and a job that was interrupted is simply run again.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,12 +28,12 @@ from safetensors.torch import save
 
 from tsde.artifact import read_files, write_files
 from tsde.config import Experiment, parse_experiment
-from tsde.errors import ArtifactError, DivergedError, TsdeError
+from tsde.errors import ArtifactError, TsdeError
 from tsde.model import Forecaster
 from tsde.models import build
 from tsde.series import SeriesSet
 from tsde.threads import single_thread
-from tsde.training import Progress, fit
+from tsde.training import Divergence, Progress, TrainConfig, divergence, fit
 from tsde.windows import Fold, Origins, Region, Window, WindowConfig, eligible_origins, fixed_windows
 
 _SEED_STEP = 1000  # between members
@@ -58,10 +59,11 @@ def train_members(
         The members, and the record of their validations, also of those before an interruption.
 
     Raises:
-        DivergedError: if a member diverges; the others are stopped.
+        DivergedError: if a member diverges; the others are stopped. The checkpoints remember it: going on from them,
+            the member ends with the weights of its best validation.
     """
     count = experiment.train.members
-    workers = min(count, experiment.train.workers or os.cpu_count() or 1)
+    workers = _workers(experiment.train)
     with single_thread():
         members = [_untrained(experiment, series.values.shape[1], member) for member in range(count)]
     if not any(parameter.requires_grad for parameter in members[0].parameters()):
@@ -105,12 +107,13 @@ def _train(
     folds: Sequence[Fold],
     experiment: Experiment,
     report: Callable[[Progress], None],
+    startup: float = 0.0,
 ) -> None:
     """Train one member from its last checkpoint, unless its weights are there already."""
     if _weights(folder, member).exists():
         return
+    began = time.monotonic()
     config = experiment.train
-    rounds = -(-config.members // min(config.members, config.workers or os.cpu_count() or 1))
     fold = folds[member % len(folds)]
     with single_thread():
         model = _fresh(series, folds, experiment, member)
@@ -122,16 +125,42 @@ def _train(
             config,
             seed=experiment.seed + _SEED_STEP * member,
             member=member,
-            budget=config.max_time / rounds if config.max_time else None,
-            checkpoint=folder / f"member-{member}.state",
+            budget=_budget(config, startup, time.monotonic() - began),
+            checkpoint=_state(folder, member),
             report=report,
         )
     files = {"history.json": json.dumps(history).encode()}
     write_files(_weights(folder, member), files, {"weights.safetensors": model.state_dict()})
 
 
+def _budget(config: TrainConfig, startup: float, spent: float) -> float | None:
+    """Seconds for one member's steps: its part of the whole less what went before, but half its part at least.
+
+    Args:
+        startup: of its process, which trains other members too. spent: on preparing this one.
+    """
+    if config.max_time is None:
+        return None
+    rounds = -(-config.members // _workers(config))
+    return max((config.max_time - startup) / rounds - spent, config.max_time / rounds / 2)
+
+
+def _workers(config: TrainConfig) -> int:
+    return min(config.members, config.workers or os.cpu_count() or 1)
+
+
 def _weights(folder: Path, member: int) -> Path:
     return folder / f"member-{member}"
+
+
+def _state(folder: Path, member: int) -> Path:
+    return folder / f"member-{member}.state"
+
+
+def divergences(checkpoints: Path, experiment: Experiment) -> dict[int, Divergence]:
+    """What ended members of an interrupted training before their time, by member."""
+    found = {member: divergence(_state(checkpoints, member)) for member in range(experiment.train.members)}
+    return {member: what for member, what in found.items() if what is not None}
 
 
 def _write_job(folder: Path, series: SeriesSet, folds: Sequence[Fold], experiment: Experiment) -> None:
@@ -169,70 +198,86 @@ def _read_job(folder: Path) -> tuple[SeriesSet, list[Fold], Experiment]:
 def _run_workers(folder: Path, count: int, workers: int, report: Callable[[Progress], None]) -> None:
     """Run all members, at most `workers` at a time; on any failure or interrupt none is left running."""
     lines: queue.Queue[tuple[int, str | None]] = queue.Queue()
-    running: dict[int, subprocess.Popen[str]] = {}
     waiting = list(range(count))
+    processes: list[subprocess.Popen[str]] = []
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                member = waiting.pop(0)
-                running[member] = _start_worker(folder, member, lines)
-            member, line = lines.get()
-            if line is not None:
-                _receive(line, report)
-            elif running.pop(member).wait() != 0:
-                raise TsdeError(f"the training process of member {member + 1} ended early; its message stands above")
+        processes += (_start_worker(folder, number, lines) for number in range(workers))
+        for process in processes:
+            _assign(process, waiting.pop(0))
+        left = count
+        while left:
+            number, line = lines.get()
+            if line is None:
+                raise TsdeError(f"{_end(processes[number])}; the checkpoints are kept")
+            if _is_done(line, report):
+                left -= 1
+                if waiting:
+                    _assign(processes[number], waiting.pop(0))
     finally:
-        for process in running.values():
+        for process in processes:
             process.kill()
             process.wait()
 
 
-def _start_worker(folder: Path, member: int, lines: queue.Queue[tuple[int, str | None]]) -> subprocess.Popen[str]:
+def _start_worker(folder: Path, number: int, lines: queue.Queue[tuple[int, str | None]]) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
-    command = [sys.executable, "-m", "tsde.members", str(folder), str(member)]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tsde.worker", str(folder), repr(time.monotonic())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        process_group=0,  # Ctrl-C reaches this process alone, which ends the workers
+    )
 
     def follow() -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            lines.put((member, line))
-        lines.put((member, None))
+            lines.put((number, line))
+        lines.put((number, None))
 
     threading.Thread(target=follow, daemon=True).start()
     return process
 
 
-def _receive(line: str, report: Callable[[Progress], None]) -> None:
+def _assign(process: subprocess.Popen[str], member: int) -> None:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # of a worker that ended: its output ends too, and says so
+        process.stdin.write(f"{member}\n")
+        process.stdin.flush()
+
+
+def _end(process: subprocess.Popen[str]) -> str:
+    status = process.wait()
+    reason = f"was killed by signal {-status}" if status < 0 else "ended early, see the message above"
+    return f"a training process {reason}"
+
+
+def _is_done(line: str, report: Callable[[Progress], None]) -> bool:
+    """Whether a worker's message says that its member is trained; reports or raises what it says otherwise."""
     message = json.loads(line)
-    if "diverged" in message:
-        raise DivergedError(message["diverged"])
+    if "error" in message:
+        kinds = {kind.__name__: kind for kind in TsdeError.__subclasses__()}
+        raise kinds[message["error"]](message["message"])
+    if "done" in message:
+        return True
     report(Progress(**message))
+    return False
 
 
-def _work(folder: Path, member: int) -> None:
-    """A worker's whole life."""
-    parent = os.getppid()
+def work(folder: Path, members: Iterable[int], startup: float) -> None:
+    """A worker's whole life: train each of `members` and say so; `startup` is what it took to begin, in seconds."""
 
     def send(message: dict[str, object]) -> None:
         os.write(1, (json.dumps(message) + "\n").encode())
 
-    def report(progress: Progress) -> None:
-        send(asdict(progress))
-        if os.getppid() != parent:  # whoever wanted this result is gone
-            raise SystemExit(1)
-
-    try:
-        _train(folder, member, *_read_job(folder), report)
-    except DivergedError as error:
-        send({"diverged": f"member {member + 1}: {error}"})
-
-
-if __name__ == "__main__":
-    try:
-        _work(Path(sys.argv[1]), int(sys.argv[2]))
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    for member in members:
+        try:
+            _train(folder, member, *_read_job(folder), lambda progress: send(asdict(progress)), startup)
+            send({"done": member})
+        except TsdeError as error:
+            send({"error": type(error).__name__, "message": f"member {member + 1}: {error}"})

@@ -16,17 +16,17 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tsde.artifact import read_files, write_files
+from tsde.artifact import parse_json, read_files, write_files
 from tsde.calibration import Calibrator, Residuals
 from tsde.clock import Clock
 from tsde.config import Experiment, parse_experiment
 from tsde.distribution import GRID, Quantiles, average, summarise
-from tsde.errors import ArtifactError, UsageError
+from tsde.errors import ArtifactError, TsdeError, UsageError
 from tsde.model import Forecaster
-from tsde.models import build
 from tsde.noise import series_keys, uniform
 from tsde.requests import request_batches
 from tsde.scaling import Scaler
+from tsde.soundness import load_members, require_sound
 from tsde.table import Queries, Table
 from tsde.threads import single_thread
 from tsde.windows import Query, Window
@@ -256,33 +256,32 @@ class Predictor:
         Raises:
             MissingInputError: no such directory. ArtifactError: not a predictor, torn, altered or newer.
         """
-        files, tensors = read_files(Path(folder))
+        files, tensors = read_files(Path(folder), KIND)
         try:
             return cls._assemble(files, tensors, "")
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise ArtifactError(f"{folder} is not a predictor this tsde can read: {error}") from error
+        except (LookupError, ValueError, TypeError, RuntimeError, MemoryError, yaml.YAMLError, TsdeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ArtifactError(
+                f"{folder} is not a predictor this tsde can read ({reason}): copy it again, train it again, or use the "
+                "version that wrote it"
+            ) from error
 
     @classmethod
     def _assemble(cls, files: dict[str, bytes], tensors: dict[str, dict[str, Tensor]], prefix: str) -> Predictor:
-        about = json.loads(files[f"{prefix}predictor.json"])
+        about = parse_json(files[f"{prefix}predictor.json"])
         experiment = parse_experiment(yaml.safe_load(files[f"{prefix}experiment.yaml"]), "the saved predictor")
         scaler = Scaler.model_validate(about["scaler"])
-        members = [build(experiment.model, len(scaler.channels)) for _ in range(about["members"])]
-        weights = tensors[f"{prefix}weights.safetensors"]
-        for number, member in enumerate(members):
-            start = f"{number}/"
-            member.load_state_dict({k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)})
-        saved = tensors[f"{prefix}calibration.safetensors"]
-        return cls(
-            experiment,
-            Clock.model_validate(about["clock"]),
-            scaler,
-            members,
-            Calibrator(saved["edges"], saved["shift"]),
-            Quantiles(saved["marginal_mean"], saved["marginal_values"], torch.tensor(GRID)),
-            {name: cls._assemble(files, tensors, f"{name}/") for name in about["baselines"]},
-            json.loads(files.get(f"{prefix}card.json", b"{}")),
-        )
+        weights, saved = tensors[f"{prefix}weights.safetensors"], tensors[f"{prefix}calibration.safetensors"]
+        members = load_members(experiment, len(scaler.channels), about["members"], weights)
+        calibrator = Calibrator(saved["edges"], saved["shift"])
+        marginal = Quantiles(saved["marginal_mean"], saved["marginal_values"], torch.tensor(GRID))
+        clock = Clock.model_validate(about["clock"])
+        require_sound(clock, scaler, calibrator, marginal)
+        card = json.loads(files.get(f"{prefix}card.json", b"{}"))
+        if not isinstance(card, dict) or (prefix and about["baselines"]):
+            raise ValueError(f"{prefix}card.json is no card, or a baseline has baselines")
+        baselines = {name: cls._assemble(files, tensors, f"{name}/") for name in about["baselines"]}
+        return cls(experiment, clock, scaler, members, calibrator, marginal, baselines, card)
 
 
 def _observed(law: Quantiles, window: Window) -> Residuals:

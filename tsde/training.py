@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -99,7 +99,7 @@ class TrainConfig(BaseModel):
     members: int = Field(4, ge=1, description="models trained from different seeds and averaged into one forecast")
     workers: int | None = Field(None, ge=1, description="members trained at once; one per core by default")
     max_time: WallTime | None = Field(
-        None, gt=0, description="budget of all members' steps together, such as 300s; scoring comes on top"
+        None, gt=0, description="budget of all training, start-up included, such as 300s; scoring comes on top"
     )
 
 
@@ -128,7 +128,28 @@ class _State:
     elapsed: float = 0.0
     best: float = math.inf
     stale: int = 0
+    diverged: str | None = None
     history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What ended a training before its time, and whether a validation came before it whose weights can be kept."""
+
+    reason: str
+    validated: bool
+
+
+def divergence(checkpoint: Path) -> Divergence | None:
+    """The divergence that a checkpoint remembers; None for a training that can go on, or has not begun.
+
+    Raises:
+        ArtifactError: the checkpoint is damaged.
+    """
+    if not checkpoint.exists():
+        return None
+    state = _read_state(checkpoint, read_files(checkpoint)[0])
+    return Divergence(state.diverged, bool(state.history)) if state.diverged else None
 
 
 def validation_crps(model: Forecaster, windows: Sequence[Window]) -> float:
@@ -163,7 +184,8 @@ def fit(
 
     Args:
         budget: seconds this member may take.
-        checkpoint: directory that receives the state after every validation, and from which it is taken up again.
+        checkpoint: directory that receives the state after every validation, and from which it is taken up again. A
+            divergence is kept there too: the next call ends with the weights of the best validation before it.
 
     Raises:
         DivergedError: if the loss or its gradient is not finite; names the step and the part.
@@ -195,8 +217,25 @@ class _Loop:
     def run(
         self, validation: Sequence[Window], member: int, budget: float | None, report: Callable[[Progress], None]
     ) -> list[dict[str, float]]:
-        if self.folder is not None and (self.folder / "manifest.json").exists():
+        if self.folder is not None and self.folder.exists():
             self._restore(self.folder)
+        if self.state.diverged is None:
+            try:
+                self._train(validation, member, budget, report)
+            except DivergedError as error:
+                self.state.diverged = str(error)
+                if self.folder is not None:
+                    self._save(self.folder)
+                raise
+        elif not self.state.history:
+            raise DivergedError(self.state.diverged)
+        self.model.load_state_dict(self.kept)
+        self.model.eval()
+        return self.state.history
+
+    def _train(
+        self, validation: Sequence[Window], member: int, budget: float | None, report: Callable[[Progress], None]
+    ) -> None:
         config, state = self.config, self.state
         started = time.monotonic() - state.elapsed
         share = self._share(budget)
@@ -229,9 +268,6 @@ class _Loop:
             if self.folder is not None:
                 self._save(self.folder)
             report(progress)
-        self.model.load_state_dict(self.kept)
-        self.model.eval()
-        return state.history
 
     def _share(self, budget: float | None) -> float:
         return max(self.state.step / self.config.steps, self.state.elapsed / budget if budget else 0.0)
@@ -277,7 +313,7 @@ class _Loop:
 
     def _restore(self, folder: Path) -> None:
         files, tensors = read_files(folder)
-        state = _State(**json.loads(files["state.json"]))
+        state = _read_state(folder, files)
         if state.seed != self.state.seed:
             raise ArtifactError(f"{folder} was left by a run with seed {state.seed}, not {self.state.seed}: remove it")
         self.state = state
@@ -296,6 +332,13 @@ class _Loop:
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": slots})
         self.generator.set_state(tensors["state.safetensors"]["generator"])
         torch.set_rng_state(tensors["state.safetensors"]["global"])
+
+
+def _read_state(folder: Path, files: Mapping[str, bytes]) -> _State:
+    try:
+        return _State(**json.loads(files["state.json"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder} is no checkpoint of this version of tsde: remove it to start afresh") from error
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
