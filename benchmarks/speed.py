@@ -357,7 +357,8 @@ def markdown(rows: Sequence[Row], command: str) -> str:
         "",
         (__doc__ or "").split("\n\n")[1].replace("\n", " "),
         "",
-        f"Made by `{command}` on {os.cpu_count()} cores ({_processor()}), one thread, Python {platform.python_version()}, {packages}.",
+        f"Made by `{command}` on {os.cpu_count()} cores ({_processor()}), one thread, "
+        f"Python {platform.python_version()}, {packages}.",
         "",
         "| what | ratio | quartiles | target | met | ours | usual | remark |",
         "|---|---|---|---|---|---|---|---|",
@@ -366,9 +367,8 @@ def markdown(rows: Sequence[Row], command: str) -> str:
         target = "" if row.target is None else f"{'<= ' if row.at_most else '>= '}{row.target:g}"
         met = {None: "", True: "yes", False: "**no**"}[row.met]
         quartiles = f"{row.spread[0]:.3g} - {row.spread[1]:.3g}"
-        lines.append(
-            f"| {row.name} | {row.ratio:.3g} | {quartiles} | {target} | {met} | {row.ours} | {row.theirs} | {row.remark} |"
-        )
+        cells = row.name, f"{row.ratio:.3g}", quartiles, target, met, row.ours, row.theirs, row.remark
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -32,7 +32,7 @@ from tsde.errors import ArtifactError, TsdeError
 from tsde.model import Forecaster
 from tsde.models import build
 from tsde.series import SeriesSet
-from tsde.threads import single_thread
+from tsde.threads import WORKER_ENVIRONMENT, single_thread
 from tsde.training import Divergence, Progress, TrainConfig, divergence, fit
 from tsde.windows import Fold, Origins, Region, Window, WindowConfig, eligible_origins, fixed_windows
 
@@ -220,11 +220,7 @@ def _run_workers(folder: Path, count: int, workers: int, report: Callable[[Progr
 
 
 def _start_worker(folder: Path, number: int, lines: queue.Queue[tuple[int, str | None]]) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
+    environment = {**os.environ, **WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(
         [sys.executable, "-m", "tsde.worker", str(folder), repr(time.monotonic())],
         stdin=subprocess.PIPE,
