@@ -13,8 +13,8 @@ Backward, with y' for the gradient of y, from l = L down, h_l' starting from the
     (h_l-)' = h_l' (1 - u_l) + U^T [p', q', c'],   x_l' = [p', q', w]
     t_l' = (h_l-)' conj(h_{l-1}),   h_{l-1}' += (h_l-)' conj(t_l)
 
-u_l is zero or sigma, so that s_l is not needed there. All factors but h_l' are formed for all rows at once, and the
-gradient of U is one product at the end.
+u_l is zero or sigma, so that s_l is not needed there. One row of a batch fits into the fastest cache and all rows do
+not, so everything is done row by row but the gradient of U, which is one product at the end.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tsde.scans.pairs import kept_rows, to_complex
+
+_aten = torch.ops.aten
 
 
 def gated_scan(start: Tensor, turns: Tensor, drive: Tensor, seen: Tensor, weight: Tensor) -> Tensor:
@@ -49,19 +51,18 @@ class _GatedScan(torch.autograd.Function):
         states = start.new_empty(length, batch, size)
         before, shared, candidate = (kept_rows(keep, start, length, batch, size) for _ in range(3))
         opened = kept_rows(keep, start, length, batch, 2 * size)
-        reset_in, update_in, candidate_in = drive.split(size, -1)
-        gates_in = torch.cat([reset_in, update_in.masked_fill(seen == 0, -torch.inf)], -1)  # sigma(-inf) is zero
-        candidate_in = 2 * candidate_in  # tanh(x) = 2 sigma(2x) - 1, nine times cheaper on a CPU
-        gates_t = weight[: 2 * size].t().contiguous()
-        candidate_t = (2 * weight[2 * size :]).t().contiguous()
-        state = start.contiguous()
-        resets, updates = opened[..., :size], opened[..., size:]
-        rows = (turns, gates_in, candidate_in, before, opened, resets, updates, shared, candidate, states)
-        for turn, xg, xn, h, gate, r, u, c, n, after in zip(*(x.unbind(0) for x in rows), strict=True):
+        gates_t, candidate_t = weight[: 2 * size].t().contiguous(), weight[2 * size :].t().contiguous()
+        state = start = start.contiguous()
+        gates_in, candidate_in = drive.split([2 * size, size], -1)
+        resets, updates = opened.split(size, -1)
+        rows = (turns, gates_in, candidate_in, seen, before, opened, resets, updates, shared, candidate, states)
+        for turn, xg, xn, s, h, gate, r, u, c, n, after in zip(*(x.unbind(0) for x in rows), strict=True):
             torch.mul(to_complex(state), turn, out=to_complex(h))
             torch.addmm(xg, h, gates_t, out=gate).sigmoid_()
+            u.mul_(s)
             torch.mm(h, candidate_t, out=c)
-            torch.addcmul(xn, r, c, out=n).sigmoid_().mul_(2).sub_(1)
+            # tanh(x) = 2 sigma(2x) - 1, nine times cheaper on a CPU
+            torch.addcmul(xn, r, c, out=n).mul_(2).sigmoid_().mul_(2).sub_(1)
             torch.lerp(h, n, u, out=after)
             state = after
         ctx.save_for_backward(start, turns, weight, before, states, opened, shared, candidate)
@@ -71,28 +72,28 @@ class _GatedScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         start, turns, weight, before, states, opened, shared, candidate = ctx.saved_tensors
-        size = weight.shape[1]
-        reset, update = opened[..., :size], opened[..., size:]
-        to_update = (candidate - before) * update * (1 - update)
-        to_candidate = update * (1 - candidate.square())
-        to_reset = shared * reset * (1 - reset) / 2  # 2 c is what was kept
-        keep = 1 - update
-        raw = opened.new_empty(*opened.shape[:2], 3 * size)  # [p', q', c']
-        grad_candidate, grad_before = torch.empty_like(before), torch.empty_like(before)
-        flows = turns.conj().resolve_conj()
-        carried = start.new_zeros(start.shape)
-        rows = (grad, flows, to_update, to_candidate, to_reset, reset, keep, raw, *raw.split(size, -1))
-        rows = (*rows, grad_candidate, grad_before)
-        loop = list(zip(*(x.unbind(0) for x in rows), strict=True))
-        for given, flow, a_u, a_n, a_r, r, k, out, to_p, to_q, to_c, w, h in reversed(loop):
+        length, batch, size = states.shape
+        raw = states.new_empty(length, batch, 3 * size)  # [p', q', c']
+        grad_drive, grad_turns = torch.empty_like(raw), torch.empty_like(turns)
+        carried, back, part = torch.zeros_like(states[0]), torch.empty_like(states[0]), torch.empty_like(states[0])
+        previous = [start, *states.unbind(0)[:-1]]
+        x_gates, x_candidate = grad_drive.split([2 * size, size], -1)
+        kept = (turns, before, *opened.split(size, -1), shared, candidate)
+        rows = (grad, *kept, raw, *raw.split(size, -1), x_gates, x_candidate, grad_turns)
+        loop = list(zip(*(x.unbind(0) for x in rows), previous, strict=True))
+        for given, turn, h, r, u, c, n, out, to_p, to_q, to_c, to_gates, w, to_turn, last in reversed(loop):
             after = carried.add_(given)
-            torch.mul(after, a_n, out=w)
-            torch.mul(w, a_r, out=to_p)
-            torch.mul(after, a_u, out=to_q)
+            torch.sub(n, h, out=part).mul_(after)
+            _aten.sigmoid_backward.grad_input(part, u, grad_input=to_q)
+            torch.mul(after, u, out=part)
+            _aten.tanh_backward.grad_input(part, n, grad_input=w)
+            after.sub_(part)
             torch.mul(w, r, out=to_c)
-            torch.addmm(after.mul_(k), out, weight, out=h)
-            torch.mul(to_complex(h), flow, out=to_complex(carried))
-        previous = to_complex(torch.cat([start[None], states[:-1]]))
-        grad_drive = torch.cat([raw[..., : 2 * size], grad_candidate], -1)
+            torch.mul(w, c, out=part)
+            _aten.sigmoid_backward.grad_input(part, r, grad_input=to_p)
+            to_gates.copy_(out[:, : 2 * size])
+            torch.addmm(after, out, weight, out=back)
+            torch.mul(to_complex(back), to_complex(last).conj(), out=to_turn)
+            torch.mul(to_complex(back), turn.conj(), out=to_complex(carried))
         grad_weight = raw.flatten(0, 1).t() @ before.flatten(0, 1)
-        return None, carried, to_complex(grad_before) * previous.conj(), grad_drive, None, grad_weight
+        return None, carried, grad_turns, grad_drive, None, grad_weight

@@ -26,6 +26,8 @@ from torch.autograd.function import once_differentiable
 
 from tsde.scans.pairs import kept_rows, to_real
 
+_aten = torch.ops.aten
+
 
 def innovation_scan(
     start: Tensor, turns: Tensor, values: Tensor, mask: Tensor, drive: Tensor, seen: Tensor,
@@ -58,11 +60,13 @@ class _InnovationScan(torch.autograd.Function):
         states = torch.empty_like(turns)
         before = kept_rows(keep, turns, length, batch, modes)
         innovation = kept_rows(keep, values, length, batch, channels)
-        opened, moved = (kept_rows(keep, values, length, batch, width) for _ in range(2))
+        opened, moved, used = (kept_rows(keep, values, length, batch, width) for _ in range(3))
         read_t, innovate_t, gain_t = read.t().contiguous(), innovate.t().contiguous(), gain.t().contiguous()
         state = start
-        rows = (x.unbind(0) for x in (turns, values, mask, drive, seen, before, states, innovation, opened, moved))
-        for turn, x, m, d, s, z, after, e, gate, move in zip(*rows, strict=True):
+        rows = (
+            x.unbind(0) for x in (turns, values, mask, drive, seen, before, states, innovation, opened, moved, used)
+        )
+        for turn, x, m, d, s, z, after, e, gate, move, u in zip(*rows, strict=True):
             torch.mul(state, turn, out=z)
             real = to_real(z)
             prediction, share = torch.addmm(bias, real, read_t).split([channels, 2 * width], -1)
@@ -70,41 +74,45 @@ class _InnovationScan(torch.autograd.Function):
             gates = torch.addmm(share, e, innovate_t).add_(d)
             torch.sigmoid(gates[:, :width], out=gate)
             torch.sigmoid(gates[:, width:].mul_(2), out=move).mul_(2).sub_(1)  # tanh, nine times cheaper on a CPU
-            torch.addmm(real, (gate * move).mul_(s), gain_t, out=to_real(after))
+            torch.mul(gate, move, out=u).mul_(s)
+            torch.addmm(real, u, gain_t, out=to_real(after))
             state = after
-        ctx.save_for_backward(start, turns, mask, seen, read, innovate, gain, before, states, innovation, opened, moved)
+        ctx.save_for_backward(
+            start, turns, mask, seen, read, innovate, gain, before, states, innovation, opened, moved, used
+        )
         return states
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        start, turns, mask, seen, read, innovate, gain, before, states, innovation, opened, moved = ctx.saved_tensors
-        channels, width = innovation.shape[-1], gain.shape[1]
-        # what the two gates pass on, for all rows at once
-        to_gate = moved * opened * (1 - opened) * seen
-        to_move = opened * (1 - moved * moved) * seen
-        grad_read = innovation.new_empty(*innovation.shape[:2], channels + 2 * width)  # [p', g', v']
-        grad_after = torch.empty_like(states)
-        grad_before = torch.empty_like(states)
-        flows = turns.conj().resolve_conj()
-        carried = torch.zeros_like(states[0])
+        start, turns, mask, seen, read, innovate, gain, before, states, innovation, opened, moved, used = (
+            ctx.saved_tensors
+        )
+        (length, batch, _), channels, width = states.shape, innovation.shape[-1], gain.shape[1]
+        grad_read = innovation.new_empty(length, batch, channels + 2 * width)  # [p', g', v']
+        grad_after, grad_turns = torch.empty_like(states), torch.empty_like(turns)
+        carried, back = torch.zeros_like(states[0]), torch.empty_like(states[0])
+        passed, part = (innovation.new_empty(batch, width) for _ in range(2))  # u'
         minus = -mask
-        rows = (x.unbind(0) for x in (grad, to_gate, to_move, minus, flows, grad_read, grad_after, grad_before))
-        for given, gate, move, m, flow, out, after, z in reversed(list(zip(*rows, strict=True))):
+        previous = [start, *states.unbind(0)[:-1]]
+        to_prediction, to_gates = grad_read[..., :channels], grad_read[..., channels:]
+        rows = (grad, opened, moved, seen, minus, turns, grad_read, to_prediction, to_gates, grad_after, grad_turns)
+        loop = list(zip(*(x.unbind(0) for x in rows), previous, strict=True))
+        for given, gate, move, s, m, turn, out, to_p, to_g, after, to_turn, last in reversed(loop):
             torch.add(carried, given, out=after)
-            passed = to_real(after) @ gain  # u', (B, W)
-            torch.mul(passed, gate, out=out[:, channels : channels + width])
-            torch.mul(passed, move, out=out[:, channels + width :])
-            torch.mul(out[:, channels:] @ innovate, m, out=out[:, :channels])
-            torch.addmm(to_real(after), out, read, out=to_real(z))
-            carried = z * flow
-        previous = torch.cat([start[None], states[:-1]])
-        gates = grad_read[..., channels:]
-        used = opened * moved * seen
+            torch.mm(to_real(after), gain, out=passed).mul_(s)
+            torch.mul(passed, move, out=part)
+            _aten.sigmoid_backward.grad_input(part, gate, grad_input=to_g[:, :width])
+            torch.mul(passed, gate, out=part)
+            _aten.tanh_backward.grad_input(part, move, grad_input=to_g[:, width:])
+            torch.mul(to_g @ innovate, m, out=to_p)
+            torch.addmm(to_real(after), out, read, out=to_real(back))
+            torch.mul(back, last.conj(), out=to_turn)
+            torch.mul(back, turn.conj(), out=carried)
         return (
-            None, carried, grad_before * previous.conj(), None, None, gates, None,
+            None, carried, grad_turns, None, None, to_gates, None,
             _outer(grad_read, to_real(before)), grad_read.sum((0, 1)),
-            _outer(gates, innovation), _outer(to_real(grad_after), used),
+            _outer(to_gates, innovation), _outer(to_real(grad_after), used),
         )  # fmt: skip
 
 

@@ -92,28 +92,29 @@ class _SteeredScan(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_cost: Tensor) -> tuple[Tensor | None, ...]:
         turn, inner, outer, states, before, hidden, spread, moved, turned, steer = ctx.saved_tensors
         h, samples, (parts, _, width) = ctx.h, ctx.samples, outer.shape
-        raw, grad_before = torch.empty_like(before), torch.empty_like(before)  # gradients behind and before silu
+        grad_before = torch.empty_like(before)
+        raw, part = torch.empty_like(before[0]), torch.empty_like(spread[0])  # gradients behind silu and softplus
         grad_out = spread.new_empty(len(spread), parts, *spread.shape[1:])  # d', f', u'
         grad_after = torch.empty_like(states)  # z'; its last row goes first
-        to_spread = moved * -torch.expm1(-spread)
-        to_steer = h * spread
-        cost = (h * grad_cost.flatten())[:, None] * steer
+        cost = (h * grad_cost.flatten())[:, None]
         back = turn.conj().resolve_conj()
         given = grad.flatten(1, 2).unbind(0)
         after = grad_after.unbind(0)
         after[-1].copy_(given[-1])
         state = torch.empty_like(after[0])  # y'
-        rows = (grad_out, raw, before, grad_before, to_spread, to_steer)
+        pieces_of_raw = raw.split(width, -1)
+        rows = (grad_out, before, grad_before, spread, moved)
         loop = list(enumerate(zip(*(x.unbind(0) for x in rows), strict=True)))
-        for i, (out, gh, a, ga, g, u) in reversed(loop):
+        for i, (out, a, ga, g, w) in reversed(loop):
             torch.mul(to_complex(after[i + 1]), back, out=to_complex(state))
-            torch.mul(state, g, out=out[0])
+            torch.neg(g, out=part).expm1_().mul_(w)  # -(1 - e^{-g}) w
+            torch.mul(state, part, out=out[0]).neg_()
             torch.mul(state, h, out=out[1])
             if parts == 3:
-                torch.addcmul(cost[i], state, u, out=out[2])
-            for part in range(parts):
-                torch.mm(out[part], outer[part], out=gh[:, part * width : (part + 1) * width])
-            _aten.silu_backward.grad_input(gh, a, grad_input=ga)
+                torch.mul(steer[i], cost, out=out[2]).addcmul_(state, g, value=h)
+            for to_part, to_output, matrix in zip(pieces_of_raw, out, outer, strict=True):
+                torch.mm(to_output, matrix, out=to_part)
+            _aten.silu_backward.grad_input(raw, a, grad_input=ga)
             torch.addmm(state, ga, inner, out=after[i]).add_(given[i])
         grad_turn = (to_complex(grad_after[1:]) * to_complex(turned).conj()).sum((0, 1))
         flat_out, flat_hidden = grad_out.transpose(0, 1).flatten(1, 2), hidden.flatten(0, 1)
