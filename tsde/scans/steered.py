@@ -13,7 +13,7 @@ Backward, with x' for the gradient of x, from i = n - 1 down:
     [q, p, r]' = silu'([q, p, r]) [D^T d', F^T f', U^T u'],   s_i' = [p', r']
     z_i' = y' + A^T [q', p', r'] + given gradient of output i
 
-The gradients of the matrices are one product each over all steps at the end.
+The gradients of the matrices are added up step by step, while what they are made of is in the cache.
 """
 
 from __future__ import annotations
@@ -62,66 +62,76 @@ class _SteeredScan(torch.autograd.Function):
         parts, width, many = len(outer), outer.shape[-1], samples * rows
         states = start.new_empty(steps + 1, many, size)
         before, hidden = (kept_rows(keep, start, steps, many, parts * width) for _ in range(2))
-        spread, turned = (kept_rows(keep, start, steps, many, size) for _ in range(2))  # g and y
-        moved = start.new_empty(steps, many, size)  # w
-        steer = start.new_empty(steps if parts == 3 else 0, many, size)  # u
-        inner_t, outers = inner.t().contiguous(), [x.t().contiguous() for x in outer]
-        torch.mul(noise.flatten(1, 2), h**0.5, out=moved)
+        outputs = kept_rows(keep, start, steps, parts, many, size)  # g, f and u
+        turned = kept_rows(keep, start, steps, many, size)  # y
+        moved = noise.flatten(1, 2) * h**0.5  # becomes w
+        squares = torch.zeros_like(moved[0])
+        inner_t, outer_t, bias = inner.t().contiguous(), outer.mT.contiguous(), outer_bias[:, None]
         states[0] = start.flatten(0, 1)
         at = states.unbind(0)
-        loop = zip(*(x.unbind(0) for x in (before, hidden, shifts, spread, moved, turned)), strict=True)
-        for i, (a, b, shift, g, w, y) in enumerate(loop):
+        shifted = before.unflatten(1, (samples, rows))[..., width:]
+        rows_of = (before, shifted, shifts, hidden, _by_part(hidden, parts), outputs, moved, turned)
+        loop = zip(*(x.unbind(0) for x in rows_of), strict=True)
+        for i, (a, a_shifted, shift, b, b_parts, out, w, y) in enumerate(loop):
             torch.addmm(inner_bias, at[i], inner_t, out=a)
-            a.view(samples, rows, -1)[..., width:].add_(shift)
+            a_shifted.add_(shift)
             _aten.silu.out(a, out=b)
-            torch.addmm(outer_bias[0], b[:, :width], outers[0], out=g)
+            torch.baddbmm(bias, b_parts, outer_t, out=out)
+            g, drift = out[0], out[1]
             _aten.softplus.out(g, out=g)
-            drift = torch.addmm(outer_bias[1], b[:, width : 2 * width], outers[1])
             if parts == 3:
-                torch.addmm(outer_bias[2], b[:, 2 * width :], outers[2], out=steer[i])
-                w.add_(steer[i], alpha=h)
-            torch.addcmul(drift.mul_(h).add_(at[i]), g, w, out=y)
+                w.add_(out[2], alpha=h)
+                squares.addcmul_(out[2], out[2])
+            torch.addcmul(torch.add(at[i], drift, alpha=h, out=y), g, w, out=y)
             torch.mul(to_complex(y), turn, out=to_complex(at[i + 1]))
-        ctx.save_for_backward(turn, inner, outer, states, before, hidden, spread, moved, turned, steer)
+        ctx.save_for_backward(turn, inner, outer, states, before, hidden, outputs, moved, turned)
         ctx.h, ctx.samples = h, samples
-        cost = steer.square().sum((0, -1)).mul_(h / 2)
+        cost = squares.sum(-1).mul_(h / 2)
         return states.unflatten(1, (samples, rows)), cost.unflatten(0, (samples, rows))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_cost: Tensor) -> tuple[Tensor | None, ...]:
-        turn, inner, outer, states, before, hidden, spread, moved, turned, steer = ctx.saved_tensors
-        h, samples, (parts, _, width) = ctx.h, ctx.samples, outer.shape
-        grad_before = torch.empty_like(before)
-        raw, part = torch.empty_like(before[0]), torch.empty_like(spread[0])  # gradients behind silu and softplus
-        grad_out = spread.new_empty(len(spread), parts, *spread.shape[1:])  # d', f', u'
-        grad_after = torch.empty_like(states)  # z'; its last row goes first
+        turn, inner, outer, states, before, hidden, outputs, moved, turned = ctx.saved_tensors
+        h, samples, (parts, size, width), (steps, many, _) = ctx.h, ctx.samples, outer.shape, moved.shape
+        wants_shifts = ctx.needs_input_grad[3]
+        grad_shifts = states.new_empty(steps if wants_shifts else 0, many // samples, (parts - 1) * width)
+        grad_inner, grad_outer = torch.zeros_like(inner), torch.zeros_like(outer)
+        grad_inner_bias, grad_outer_bias = inner.new_zeros(len(inner)), outer.new_zeros(parts, size)
+        raw, passed = torch.empty_like(before[0]), torch.empty_like(before[0])  # gradients before and behind silu
+        raw_shifted, passed_parts = raw.unflatten(0, (samples, -1))[..., width:], _by_part(passed[None], parts)[0]
+        out, part, state = states.new_empty(parts, many, size), *(torch.empty_like(states[0]) for _ in range(2))
+        grad_after = torch.empty_like(states)  # z'
         cost = (h * grad_cost.flatten())[:, None]
         back = turn.conj().resolve_conj()
-        given = grad.flatten(1, 2).unbind(0)
-        after = grad_after.unbind(0)
+        given, after = grad.flatten(1, 2).unbind(0), grad_after.unbind(0)
         after[-1].copy_(given[-1])
-        state = torch.empty_like(after[0])  # y'
-        pieces_of_raw = raw.split(width, -1)
-        rows = (grad_out, before, grad_before, spread, moved)
-        loop = list(enumerate(zip(*(x.unbind(0) for x in rows), strict=True)))
-        for i, (out, a, ga, g, w) in reversed(loop):
-            torch.mul(to_complex(after[i + 1]), back, out=to_complex(state))
+        rows_of = (before, _by_part(hidden, parts), outputs, moved)
+        loop = list(enumerate(zip(*(x.unbind(0) for x in rows_of), strict=True)))
+        for i, (a, b_parts, made, w) in reversed(loop):
+            g = made[0]
+            torch.mul(to_complex(after[i + 1]), back, out=to_complex(state))  # y'
             torch.neg(g, out=part).expm1_().mul_(w)  # -(1 - e^{-g}) w
             torch.mul(state, part, out=out[0]).neg_()
             torch.mul(state, h, out=out[1])
             if parts == 3:
-                torch.mul(steer[i], cost, out=out[2]).addcmul_(state, g, value=h)
-            for to_part, to_output, matrix in zip(pieces_of_raw, out, outer, strict=True):
-                torch.mm(to_output, matrix, out=to_part)
-            _aten.silu_backward.grad_input(raw, a, grad_input=ga)
-            torch.addmm(state, ga, inner, out=after[i]).add_(given[i])
+                torch.mul(made[2], cost, out=out[2]).addcmul_(state, g, value=h)
+            torch.baddbmm(grad_outer, out.mT, b_parts, out=grad_outer)
+            grad_outer_bias.add_(out.sum(1))
+            torch.bmm(out, outer, out=passed_parts)
+            _aten.silu_backward.grad_input(passed, a, grad_input=raw)
+            grad_inner.addmm_(raw.t(), states[i])
+            grad_inner_bias.add_(raw.sum(0))
+            if wants_shifts:
+                torch.sum(raw_shifted, 0, out=grad_shifts[i])
+            torch.addmm(state, raw, inner, out=after[i]).add_(given[i])
         grad_turn = (to_complex(grad_after[1:]) * to_complex(turned).conj()).sum((0, 1))
-        flat_out, flat_hidden = grad_out.transpose(0, 1).flatten(1, 2), hidden.flatten(0, 1)
-        pieces = [flat_out[p].t() @ flat_hidden[:, p * width : (p + 1) * width] for p in range(parts)]
-        flat = grad_before.flatten(0, 1)
-        grad_shifts = grad_before.unflatten(1, (samples, -1))[..., width:].sum(1)
         return (
-            None, grad_after[0].unflatten(0, (samples, -1)), grad_turn, grad_shifts, None, None,
-            flat.t() @ states[:-1].flatten(0, 1), flat.sum(0), torch.stack(pieces), flat_out.sum(1),
+            None, grad_after[0].unflatten(0, (samples, -1)), grad_turn, grad_shifts if wants_shifts else None, None,
+            None, grad_inner, grad_inner_bias, grad_outer, grad_outer_bias,
         )  # fmt: skip
+
+
+def _by_part(x: Tensor, parts: int) -> Tensor:
+    """`(n, N, P W)` -> `(n, P, N, W)`, a view."""
+    return x.unflatten(-1, (parts, -1)).transpose(1, 2)
