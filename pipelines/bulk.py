@@ -111,6 +111,7 @@ def run(
             queries = spill_queries(question.times, schema, predictor.clock, folder, weight, sizes.block)
         if table is None or (question.times is not None and queries is None):
             return None
+        pa.default_memory_pool().release_unused()  # what reading took, which the workers need now
         job = Job(table_schema=schema, question=question, shape=shape, table=table, queries=queries)
         (folder / JOB).write_text(job.model_dump_json())
         outcome = Outcome(job, spans([*table.runs, *(queries or [])], sizes.part))

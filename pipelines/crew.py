@@ -31,7 +31,12 @@ class Crew:
         environment = {**os.environ, **_SETTINGS, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         for number in range(self._count):
             worker = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+                process_group=0,  # Ctrl-C is for the program, which then ends them
             )
             self._workers.append(worker)
             threading.Thread(target=self._follow, args=(number, worker), daemon=True).start()

@@ -150,8 +150,8 @@ if __name__ == "__main__":
     place, source, *outputs = map(Path, sys.argv[1:])
     try:
         _work(place, source)
-    except (KeyboardInterrupt, BrokenPipeError):
-        raise SystemExit(130) from None
+    except BrokenPipeError:
+        raise SystemExit(1) from None
     finally:
         shutil.rmtree(place, ignore_errors=True)
         for path in outputs:
