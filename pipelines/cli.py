@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -196,12 +195,14 @@ def forecast(
     strict: Annotated[bool, Option("--strict", help="Exit code 70 if one diverged, 65 if not all are ok.")] = False,
     dry_run: DryRun = False,
     json: Annotated[bool, Option("--json", help="What came of it as JSON on stdout, with --out.")] = False,
+    workers: Annotated[int | None, Option(metavar="N", min=1, help="Processes [one per core, if large].")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Forecast every series of a table.
 
     At regular times up to a horizon after each series' last row, or at the ids and times of another table. Every series
-    gets an answer and a status; --strict tells by the exit code, once all is written, that one is not ok.
+    gets an answer and a status; --strict tells by the exit code, once all is written, that one is not ok. A large
+    table is sorted on disk, beside F.csv, and may be larger than the memory.
     """
     from pipelines import forecast, tracking
 
@@ -212,14 +213,12 @@ def forecast(
     if dry_run:
         print(forecast.plan(tracking.resolve_model(model), table, question, outputs, columns, json))
         return
-    frame = forecast.run(tracking.resolve_model(model), table, question, outputs, columns)
-    if out is None:
-        sys.stdout.write(forecast.as_csv(frame))
-    elif json:
-        print(forecast.as_json(frame, outputs))
-    messages.note(f"{out or 'forecasts'}: {forecast.summary(frame)}")
+    tally = forecast.run(tracking.resolve_model(model), table, question, outputs, columns, workers, quiet)
+    if json:
+        print(tally.as_json(outputs))
+    messages.note(f"{out or 'forecasts'}: {tally.sentence()}")
     if strict:
-        forecast.require_ok(Counter(frame["status"]))
+        forecast.require_ok(tally.statuses)
 
 
 @app.command(epilog=examples("report"))

@@ -11,6 +11,7 @@ from shutil import which
 
 from pipelines import data, evaluate, forecast, ingest, pictures, report, train
 from pipelines.messages import note
+from pipelines.rows import as_csv
 from tsde.files import write_file
 from tsde.plot import save_figure
 from tsde.predictor import Predictor
@@ -34,7 +35,7 @@ def run(out: Path, quiet: bool = False, overrides: Sequence[str] = ()) -> train.
     evaluate.run(out / "model", plots=out)
     note(f"4 of 5  forecast  them {HORIZON} days ahead, from halfway through their visits")
     past, future = trained.held_out.cut()
-    write_file(out / "context.csv", forecast.as_csv(past.frame()).encode())
+    write_file(out / "context.csv", as_csv(past.frame()).encode())
     outputs = forecast.Outputs(out / "forecasts.csv")
     forecast.run(out / "model", out / "context.csv", forecast.Question(HORIZON, STEP, levels=_LEVELS), outputs)
     note(f"5 of 5  report    and pictures into {out}")

@@ -2,103 +2,101 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pipelines import pictures
-from pipelines.data import table_for
+from pipelines import bulk, pictures
+from pipelines.answers import Shape, Tally, arbitrary, in_order, regular
 from pipelines.messages import note
-from tsde.errors import DataError, DivergedError, UsageError
-from tsde.files import write_file
+from pipelines.progress import forecast_progress
+from pipelines.question import Outputs, Question, unknown_note
+from pipelines.rows import SAMPLE_COLUMNS, is_text, write_table
+from tsde.errors import DataError, DivergedError
 from tsde.plot import save_figure
 from tsde.predictor import Predictor
-from tsde.table import Queries, Table, read_queries
+from tsde.table import Queries, Table, TableSchema, read_queries, read_table
 
-SUFFIXES = (".csv", ".csv.gz", ".parquet")
+__all__ = ["Outputs", "Question", "run"]
 
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked: regular times up to a horizon after each series' last row, or the rows of a table of times.
-
-    Raises:
-        UsageError: both kinds at once, or neither.
-    """
-
-    horizon: str | None = None
-    step: str | None = None
-    times: Path | None = None
-    levels: Sequence[float] = (80.0,)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if (self.horizon is None) == (self.times is None):
-            found = "both" if self.horizon else "neither"
-            raise UsageError(f"expected --horizon (with --step if you like) or else --times, got {found}")
-        if self.step is not None and self.horizon is None:
-            raise UsageError("--step divides a --horizon; a table of --times says by itself when")
-        object.__setattr__(self, "levels", tuple(dict.fromkeys(self.levels)))
-
-    def queries(self, predictor: Predictor, table: Table, columns: Mapping[str, Any]) -> Queries:
-        """The question as (series, time) pairs."""
-        if self.times is None:
-            assert self.horizon is not None
-            return predictor.queries(table, self.horizon, self.step)
-        schema = predictor.experiment.data.model_copy(update=dict(columns))
-        queries = read_queries(self.times, schema, predictor.clock)
-        unknown = sorted(set(queries.ids) - set(table.ids))
-        if unknown:
-            note(f"note: {len(unknown)} ids of {self.times} are not in the table, first {unknown[0]!r}")
-        return queries
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What to write beside returning the forecasts: their table, samples of them, a fan chart.
-
-    Raises:
-        UsageError: an unknown suffix, or samples without a place to go.
-    """
-
-    table: Path | None = None
-    samples: int = 0
-    samples_table: Path | None = None
-    picture: Path | None = None
-
-    def __post_init__(self) -> None:
-        for path in (self.table, self.samples_table):
-            if path is not None and not path.name.endswith(SUFFIXES):
-                raise UsageError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
-        if self.picture is not None and self.picture.suffix not in (".png", ".svg"):
-            raise UsageError(f"{self.picture}: expected a picture that ends in .png or .svg")
-        if (self.samples > 0) != (self.samples_table is not None):
-            raise UsageError("--samples N and --samples-out P go together: how many, and where to")
+_LARGE_FILE = 2**24  # bytes of CSV that are worth several processes
+_LARGE_ANSWER = 2**18  # and rows of output that are
 
 
 def run(
-    model: Path, source: Path, question: Question, outputs: Outputs, columns: Mapping[str, Any] | None = None
-) -> pd.DataFrame:
-    """Forecast the series of a table and write what was asked for."""
+    model: Path,
+    source: Path,
+    question: Question,
+    outputs: Outputs,
+    columns: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    quiet: bool = True,
+) -> Tally:
+    """Forecast the series of a table and write what was asked for.
+
+    A large table is spilled to disk beside the output and answered by `workers` processes, by default one per core;
+    a small one in memory, unless `workers` are given. The output is the same.
+    """
+    outputs.require_place()
     predictor = Predictor.load(model)
-    table = table_for(predictor, source, columns)
-    queries = question.queries(predictor, table, columns or {})
-    found = predictor.answer(table, queries, question.seed, outputs.samples)
-    frame = predictor.frame(found, queries, question.levels)
-    if outputs.samples_table is not None and found.samples is not None:
-        write_file(outputs.samples_table, encode(_samples(frame, found.samples), outputs.samples_table))
+    schema = predictor.experiment.data.model_copy(update=dict(columns or {}))
+    if workers is None and not _is_large(source) and (question.times is None or not _is_large(question.times)):
+        known = _read(predictor, schema, source, question)
+        if _rows(predictor, known, question) * (1 + outputs.samples) < _LARGE_ANSWER:
+            return _in_memory(predictor, known, question, outputs)
+    with forecast_progress(quiet) as report:
+        tally = bulk.run(predictor, model, schema, source, question, outputs, workers or os.cpu_count() or 1, report)
+    return tally or _in_memory(predictor, _read(predictor, schema, source, question), question, outputs)
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A table that was read as a whole, and the times that are asked for, if a table of them is."""
+
+    table: Table
+    queries: Queries | None
+
+
+def _read(predictor: Predictor, schema: TableSchema, source: Path, question: Question) -> _Known:
+    table = read_table(source, schema, expected_channels=predictor.channels, expected_clock=predictor.clock)
+    return _Known(table, read_queries(question.times, schema, predictor.clock) if question.times else None)
+
+
+def _rows(predictor: Predictor, known: _Known, question: Question) -> int:
+    """How many rows the forecast will have."""
+    if known.queries is not None:
+        return len(known.queries.ids) * len(predictor.channels)
+    assert question.horizon is not None
+    return known.table.n_series * len(predictor.leads(question.horizon, question.step)) * len(predictor.channels)
+
+
+def _in_memory(predictor: Predictor, known: _Known, question: Question, outputs: Outputs) -> Tally:
+    """The answers about a table that was read as a whole."""
+    names = predictor.columns(question.levels)
+    shape = Shape(is_text(outputs.table), outputs.samples, is_text(outputs.samples_table))
+    _tell(known, question)
+    if known.queries is None:
+        answers = list(regular(predictor, known.table, question, shape))
+    else:
+        place = np.arange(len(known.queries.ids))
+        answers = list(in_order(arbitrary(predictor, known.table, known.queries, place, question, shape)))
+    if outputs.samples_table is not None:
+        rows = [answer.samples for answer in answers if answer.samples is not None]
+        write_table(outputs.samples_table, [*names[:3], *SAMPLE_COLUMNS], rows)
     if outputs.picture is not None:
-        save_figure(pictures.fan(predictor, frame, queries, question.levels, table), outputs.picture)
-    if outputs.table is not None:
-        write_file(outputs.table, encode(frame, outputs.table))
-    return frame
+        save_figure(pictures.of_answers(predictor, known.table, known.queries, question), outputs.picture)
+    write_table(outputs.table, names, [answer.forecasts for answer in answers])
+    tally = Tally()
+    for answer in answers:
+        tally.add(answer.tally)
+    return tally
 
 
 def plan(
@@ -110,44 +108,16 @@ def plan(
     as_json: bool = False,
 ) -> str:
     """What `run` would do, once everything but the forecast itself has been checked."""
+    outputs.require_place()
     predictor = Predictor.load(model)
-    table = table_for(predictor, source, columns)
-    queries = question.queries(predictor, table, columns or {})
-    rows = len(queries.ids) * len(predictor.channels)
+    known = _read(predictor, predictor.experiment.data.model_copy(update=dict(columns or {})), source, question)
+    _tell(known, question)
+    rows, series = _rows(predictor, known, question), known.table.n_series
     places = [str(path) for path in (outputs.table, outputs.samples_table, outputs.picture) if path]
     if as_json:
-        return json.dumps({"dry_run": True, "series": table.n_series, "rows": rows, "files": places}, indent=1)
+        return json.dumps({"dry_run": True, "series": series, "rows": rows, "files": places}, indent=1)
     where = " and ".join(places) or "stdout"
-    return f"would forecast from {table.n_series:,} series and write {rows:,} rows to {where}; nothing was written"
-
-
-def encode(frame: pd.DataFrame, path: Path) -> bytes:
-    """A table as the bytes of a file of this suffix; equal tables give equal bytes."""
-    if path.name.endswith(".parquet"):
-        buffer = BytesIO()
-        frame.to_parquet(buffer, index=False)
-        return buffer.getvalue()
-    text = as_csv(frame).encode()
-    return gzip.compress(text, mtime=0) if path.name.endswith(".gz") else text
-
-
-def as_csv(frame: pd.DataFrame) -> str:
-    """CSV with nine digits, more than a float32 model knows."""
-    return frame.to_csv(index=False, float_format="%.9g", lineterminator="\n")
-
-
-def as_json(frame: pd.DataFrame, outputs: Outputs) -> str:
-    """The summary for programs."""
-    statuses = {str(name): int(count) for name, count in frame["status"].value_counts().items()}
-    about = {"forecasts": str(outputs.table), "series": frame.iloc[:, 0].nunique(), "rows": len(frame)}
-    return json.dumps(about | {"statuses": statuses}, indent=1)
-
-
-def summary(frame: pd.DataFrame) -> str:
-    """One line: how many series and rows, and what came of them."""
-    counts = frame["status"].value_counts()
-    statuses = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    return f"{frame.iloc[:, 0].nunique():,} series, {len(frame):,} rows: {statuses}"
+    return f"would forecast from {series:,} series and write {rows:,} rows to {where}; nothing was written"
 
 
 def require_ok(rows: Mapping[str, int]) -> None:
@@ -163,9 +133,21 @@ def require_ok(rows: Mapping[str, int]) -> None:
         raise (DivergedError if "diverged" in wrong else DataError)(message)
 
 
-def _samples(frame: pd.DataFrame, drawn: np.ndarray) -> pd.DataFrame:
-    """Draws from each marginal, `(S, M, C)`, one row each: the forecast's keys, `sample` from 0 and `value`."""
-    keys = frame.iloc[:, :3]  # id, time, channel
-    count = len(drawn)
-    repeated = keys.loc[keys.index.repeat(count)].reset_index(drop=True)
-    return repeated.assign(sample=np.tile(np.arange(count), len(keys)), value=drawn.reshape(count, -1).T.ravel())
+def _tell(known: _Known, question: Question) -> None:
+    """Tell what reading did to the table, and what was asked in vain."""
+    for text in known.table.notes:
+        note(f"note: {text}")
+    if known.queries is not None and (unknown := sorted(set(known.queries.ids) - set(known.table.ids))):
+        note(unknown_note(len(unknown), question.times, unknown[0]))
+
+
+def _is_large(path: Path) -> bool:
+    """Whether a file may hold more than a process should deal with alone; one that cannot be read does not."""
+    try:
+        if path.name.lower().endswith(".parquet"):
+            about = pq.read_metadata(path)
+            return about.num_rows * about.num_columns * 8 > _LARGE_FILE
+        packed = 6 if path.name.lower().endswith(".gz") else 1
+        return path.stat().st_size * packed > _LARGE_FILE
+    except (OSError, pa.ArrowException):
+        return False

@@ -10,6 +10,7 @@ import pandas as pd
 
 from pipelines.card import Curve
 from pipelines.heldout import HeldOut
+from pipelines.question import Question
 from pipelines.scores import LEVEL, Scoreboard
 from tsde import plot
 from tsde.errors import DataError
@@ -70,6 +71,21 @@ def longest(past: Table, future: Table) -> tuple[Table, Table]:
     """The series with most rows to come, as many as a fan chart shows."""
     chosen = np.argsort(-np.diff(future.offsets), kind="stable")[:_PANELS]
     return past.select(chosen), future.select(chosen)
+
+
+def of_answers(predictor: Predictor, table: Table, queries: Queries | None, question: Question) -> Figure:
+    """The answers to a question about the first series of a table, or the first asked for that are in it."""
+    asked = table.ids if queries is None else pd.unique(queries.ids)
+    known = pd.Index(table.ids).get_indexer(pd.Index(asked))
+    some = table.select(known[known >= 0][:_PANELS])
+    if queries is None:
+        assert question.horizon is not None
+        queries = predictor.queries(some, question.horizon, question.step)
+    else:
+        kept = np.isin(queries.ids.astype(str), some.ids.astype(str))
+        queries = Queries(queries.ids[kept], queries.times[kept], queries.labels[kept])
+    found = predictor.answer(some, queries, question.seed)
+    return fan(predictor, predictor.frame(found, queries, question.levels), queries, question.levels, some)
 
 
 def fan(

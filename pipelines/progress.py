@@ -1,4 +1,4 @@
-"""Training as it happens, on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+"""Work as it happens, on stderr: a bar on a terminal, and of training a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -40,6 +40,21 @@ def _bar(members: int) -> Iterator[Callable[[Progress], None]]:
 
         yield report
         bar.update(task, completed=members)  # a member that stopped early is done too
+
+
+@contextmanager
+def forecast_progress(quiet: bool) -> Iterator[Callable[[str, float], None]]:
+    """Yields the callback that shows what is being done, and how much of it: a share, zero while that is unknown."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda doing, share: None
+        return
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=20), rich.TimeElapsedColumn())
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("start", total=None)
+        yield lambda doing, share: bar.update(task, description=doing, completed=share, total=1.0 if share else None)
 
 
 def _lines(members: int) -> Callable[[Progress], None]:

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from tsde.errors import CannotWriteError
 from tsde.locks import locked
@@ -23,7 +24,18 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write one file whole or not at all.
+    """Write one file whole or not at all; a link stays one, and its target is written.
+
+    Raises:
+        CannotWriteError: if it cannot be written.
+    """
+    with replacing(Path(path)) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A temporary sibling to write to, which takes the place of `path` once the disk has all of it.
 
     Raises:
         CannotWriteError: if it cannot be written.
@@ -31,7 +43,10 @@ def write_file(path: Path, data: bytes) -> None:
     place = Path(os.path.realpath(path))
     try:
         with staged(place) as temporary:
-            write_synced(temporary, data)
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, place)
             sync_directory(place.parent)
     except OSError as error:
@@ -68,7 +83,7 @@ def staged(place: Path, folder: bool = False) -> Iterator[Path]:
         OSError: it cannot be made.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    _clear_abandoned(place)
+    clear_abandoned(place)
     with ExitStack() as locks:
         temporary = _claim(place, folder, locks)
         try:
@@ -124,7 +139,8 @@ def leftovers(place: Path, suffix: str) -> list[Path]:
     return []
 
 
-def _clear_abandoned(place: Path) -> None:
+def clear_abandoned(place: Path) -> None:
+    """Remove what dead writers of `place` left beside it."""
     abandoned = leftovers(place, ".tmp")
     if place.exists():
         abandoned += leftovers(place, ".old")

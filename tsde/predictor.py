@@ -47,7 +47,7 @@ class Forecasts:
     samples: NDArray[np.float64] | None = None
 
 
-_MOST_QUERIES = 10**8
+_MOST_LEADS, _MOST_QUERIES = 10**6, 10**8  # times per series, and of all series at once
 _YEAR_9999 = 253_370_764_800.0  # seconds since 1970: the last year that ISO 8601 and time zones know
 KIND = "model"
 """What a saved predictor's directory is."""
@@ -99,21 +99,32 @@ class Predictor:
         """Forecasts beside the known answers of windows, observed entries only, scaled."""
         return Residuals.concatenate([_observed(self.law(w.query, calibrated), w) for w in windows])
 
-    def queries(self, table: Table, horizon: str | float, step: str | float | None = None) -> Queries:
-        """Times `origin + step, origin + 2 step, ...` up to the horizon for every series; the horizon alone without."""
+    def leads(self, horizon: str | float, step: str | float | None = None) -> NDArray[np.float64]:
+        """Lengths of time `step, 2 step, ...` up to the horizon, `(H,)`; the horizon alone without a step.
+
+        Raises:
+            UsageError: no lengths of time, a step beyond the horizon, or one so small that no series has room for it.
+        """
         reach = self.clock.parse_duration(horizon)
         stride = reach if step is None else self.clock.parse_duration(step)
         if stride > reach:
             raise UsageError(f"the step {step} is longer than the horizon {horizon}; expected at most the horizon")
         count = math.floor(reach / stride * (1 + 1e-9))
-        if count * table.n_series > _MOST_QUERIES:
-            raise UsageError(f"a step of {step} asks for {count * table.n_series:,} times; at most {_MOST_QUERIES:,}")
+        if count > _MOST_LEADS:
+            raise UsageError(f"a step of {step} asks for {count:,} times per series; at most {_MOST_LEADS:,}")
+        return np.asarray(stride * np.arange(1, count + 1), np.float64)
+
+    def queries(self, table: Table, horizon: str | float, step: str | float | None = None) -> Queries:
+        """Times `origin + step, origin + 2 step, ...` up to the horizon for every series; the horizon alone without."""
+        leads = self.leads(horizon, step)
+        if (count := len(leads) * table.n_series) > _MOST_QUERIES:
+            raise UsageError(f"a step of {step} asks for {count:,} times; at most {_MOST_QUERIES:,}")
         origin = table.times[table.offsets[1:] - 1]
         with np.errstate(over="ignore"):
-            times = (origin[:, None] + stride * np.arange(1, count + 1)).ravel()
+            times = (origin[:, None] + leads).ravel()
         if not (times < (_YEAR_9999 if self.clock.kind == "datetime" else math.inf)).all():
             raise UsageError(f"a horizon of {horizon} leads beyond the times that can be written; ask for a nearer one")
-        return Queries(np.repeat(table.ids, count), times, self.clock.format(times))
+        return Queries(np.repeat(table.ids, len(leads)), times, self.clock.format(times))
 
     def forecast(
         self,
@@ -147,6 +158,8 @@ class Predictor:
             return self._answer(table, queries, seed, samples)
 
     def _answer(self, table: Table, queries: Queries, seed: int, samples: int) -> Forecasts:
+        if not table.n_series:
+            return self._unknown(queries, seed, samples)
         series = self.scaler.apply(table, seed)
         owner = pd.Index(table.ids).get_indexer(pd.Index(queries.ids))
         owner_tensor = torch.from_numpy(owner.astype(np.int64))
@@ -154,7 +167,7 @@ class Predictor:
         times = torch.from_numpy(queries.times / self.scaler.horizon)
         safe = owner_tensor.clamp(min=0)
         row = series.count_until(safe, times, strict=True) - 1
-        usable = known & (row >= series.offsets[safe]) if len(series) else known
+        usable = known & (row >= series.offsets[safe])
         seen = series.mask.any(1).cumsum(0)
         start_seen = torch.where(series.offsets[safe] > 0, seen[(series.offsets[safe] - 1).clamp(min=0)], 0)
         usable &= seen[row.clamp(min=0)] > start_seen
@@ -182,6 +195,14 @@ class Predictor:
         drawn = self._draw(law, queries, seed, samples) if samples else None
         return Forecasts(law, status, drawn)
 
+    def _unknown(self, queries: Queries, seed: int, samples: int) -> Forecasts:
+        """The answer where no series has a history."""
+        count = len(queries.times)
+        mean, values = self.marginal.mean.expand(count, -1), self.marginal.values.expand(count, -1, -1)
+        law = self.scaler.undo(Quantiles(mean, values, torch.tensor(GRID)))
+        drawn = self._draw(law, queries, seed, samples) if samples else None
+        return Forecasts(law, np.full(count, "no_history", dtype=object), drawn)
+
     @staticmethod
     def _draw(law: Quantiles, queries: Queries, seed: int, samples: int) -> NDArray[np.float64]:
         """Independent draws from each marginal, `(S, M, C)`; the numbers follow from seed, series and time alone."""
@@ -189,8 +210,8 @@ class Predictor:
         level = uniform(series_keys(names, seed), (samples, law.mean.shape[-1]))  # (M, S, C)
         return law.at(level.transpose(1, 2)).movedim(-1, 0).numpy()
 
-    def frame(self, found: Forecasts, queries: Queries, levels: Sequence[float]) -> pd.DataFrame:
-        """Answers as the forecast table, a row per query and channel.
+    def columns(self, levels: Sequence[float]) -> list[str]:
+        """The names of the forecast table's columns.
 
         Raises:
             UsageError: a level outside (0, 100).
@@ -198,20 +219,28 @@ class Predictor:
         for level in levels:
             if not 0 < level < 100:
                 raise UsageError(f"expected a level between 0 and 100 percent, got {level:g}")
-        channels = len(self.channels)
         schema = self.experiment.data
-        columns: dict[str, Any] = {
-            schema.id_col: np.repeat(queries.ids, channels),
-            schema.time_col: np.repeat(queries.labels, channels),
-            "channel": np.tile(np.array(self.channels, dtype=object), len(queries.ids)),
-            "tsde": found.law.mean.numpy().ravel(),
-        }
+        bounds = [f"tsde-{side}-{level:g}" for level in levels for side in ("lo", "hi")]
+        return [schema.id_col, schema.time_col, "channel", "tsde", "tsde-median", *bounds, "status"]
+
+    def frame(self, found: Forecasts, queries: Queries, levels: Sequence[float]) -> pd.DataFrame:
+        """Answers as the forecast table, a row per query and channel.
+
+        Raises:
+            UsageError: a level outside (0, 100).
+        """
+        names, channels = self.columns(levels), len(self.channels)
         wanted = [0.5] + [0.5 + sign * level / 200 for level in levels for sign in (-1, 1)]
-        names = ["tsde-median"] + [f"tsde-{side}-{level:g}" for level in levels for side in ("lo", "hi")]
         values = found.law.at(torch.tensor(wanted, dtype=torch.float64)).numpy()  # (M, C, P)
-        columns |= {name: values[..., i].ravel() for i, name in enumerate(names)}
-        columns["status"] = np.repeat(found.status, channels)
-        return pd.DataFrame(columns)
+        columns = [
+            np.repeat(queries.ids, channels),
+            np.repeat(queries.labels, channels),
+            np.tile(np.array(self.channels, dtype=object), len(queries.ids)),
+            found.law.mean.numpy().ravel(),
+            *np.moveaxis(values, -1, 0).reshape(len(wanted), -1),
+            np.repeat(found.status, channels),
+        ]
+        return pd.DataFrame(dict(zip(names, columns, strict=True)))
 
     def save(self, folder: Path) -> None:
         """Write the predictor as a directory, whole or not at all."""

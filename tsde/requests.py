@@ -21,6 +21,7 @@ MAX_LEAD = 4.0
 
 _BLOCKS = (8, 32, 128)  # times per row of a batch: the smallest that holds a request, or several of the largest
 _CELLS = 2**17  # targets per batch: bounds memory
+_ROWS = 128  # requests per batch: fewer leave a scan waiting for its own bookkeeping, more leave the cache
 
 
 def request_batches(
@@ -52,7 +53,7 @@ def request_batches(
             _, block = torch.unique_consecutive(block, return_inverse=True)
             index = torch.full((int(block[-1]) + 1, wide), -1)
             index[block, rank[chosen] % wide] = order[chosen]
-            rows = max(1, min(64, _CELLS // (wide * channels)))
+            rows = max(1, min(_ROWS, _CELLS // (wide * channels)))
             for part in index.split(rows):
                 yield part, _query(series, part, owner, row, times, context, long, rows)
 

@@ -107,6 +107,27 @@ def _is_zone(name: str) -> bool:
         return False
 
 
+def date_order(column: pa.ChunkedArray, dayfirst: bool = False) -> str | None:
+    """The order of day, month and year in a column's cells: "year", "day" or "month" comes first; "none" in numbers.
+
+    None if the cells themselves do not agree on one, or do not show it. Parts of a column that have the same order,
+    and have one at all, read together as they read apart.
+    """
+    if typed_stamps(column) is not None:
+        return "year"
+    fields = pc.extract_regex(observed(column), _DATETIME) if pa.types.is_string(column.type) else None
+    if fields is None or not pc.any(fields.is_valid()).as_py():
+        return "none"
+    one, two = (pc.struct_field(fields, part) for part in ("one", "two"))
+    year_last = pc.greater(pc.binary_length(one), 0)
+    if not pc.any(year_last).as_py():
+        return "year"
+    day, month = (pc.any(pc.greater(part.filter(year_last).cast(pa.int64()), 12)).as_py() for part in (one, two))
+    if not pc.all(year_last).as_py() or (day and month) or not (day or month or dayfirst):
+        return None
+    return "month" if month else "day"
+
+
 def parsed_stamps(cells: pa.ChunkedArray, dayfirst: bool) -> Stamps:
     """Text that `_arrow_stamps` could not read as a whole, taken apart cell by cell."""
     fields = pc.extract_regex(cells, _DATETIME)
