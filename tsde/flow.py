@@ -20,7 +20,7 @@ from torch.nn.functional import silu
 from tsde import adaptive
 from tsde.path import ControlPath
 from tsde.scans.controlled import controlled_scan
-from tsde.scans.pairs import to_complex, to_real
+from tsde.scans.pairs import to_complex, to_real, turns
 from tsde.solving import in_chunks, wanted
 from tsde.tableau import TABLEAUS, Tableau
 
@@ -115,9 +115,9 @@ def controlled(
         start: z(0), `(B, D)`.
         rotation: lambda, on consecutive pairs of the state as complex modes; none means zero.
     """
-    turns = None if rotation is None else rotation.over(path.elapsed.t())
+    turned = None if rotation is None else rotation.over(path.elapsed.t())
     if solver.adaptive or wanted() is not None:
-        return _controlled_eagerly(field, path, start, solver, turns)
+        return _controlled_eagerly(field, path, start, solver, turned)
     tableau = TABLEAUS[solver.method]
     if not path.intervals:
         return start[None]
@@ -126,7 +126,7 @@ def controlled(
     def scan(z: Tensor, dx: Tensor, turn: Tensor | None = None) -> Tensor:
         return controlled_scan(z, turn, dx.flatten(0, 1), *field, tableau)[solver.substeps :: solver.substeps]
 
-    states = in_chunks(scan, start, drive, *(() if turns is None else (turns,)))
+    states = in_chunks(scan, start, drive, *(() if turned is None else (turned,)))
     return torch.cat([start[None], states])
 
 
@@ -158,8 +158,7 @@ class Rotation(NamedTuple):
 
     def over(self, gap: Tensor) -> Tensor:
         """exp(lambda gap), exact at any gap: `(...)` -> complex `(..., M)`."""
-        gap = gap[..., None]
-        return torch.polar(torch.exp(-self.decay * gap), self.frequency * gap)
+        return turns(self.decay, self.frequency, gap)
 
     def drive(self, gap: Tensor) -> Tensor:
         """Integral of exp(lambda (gap - s)) over s in [0, gap]: what a constant input adds; complex `(..., M)`."""

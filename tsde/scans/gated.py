@@ -13,8 +13,8 @@ Backward, with y' for the gradient of y, from l = L down, h_l' starting from the
     (h_l-)' = h_l' (1 - u_l) + U^T [p', q', c'],   x_l' = [p', q', w]
     t_l' = (h_l-)' conj(h_{l-1}),   h_{l-1}' += (h_l-)' conj(t_l)
 
-u_l is zero or sigma, so that s_l is not needed there. One row of a batch fits into the fastest cache and all rows do
-not, so everything is done row by row but the gradient of U, which is one product at the end.
+u_l is zero or sigma, so that s_l is not needed there. A row of a batch fits into the cache and all rows do not, so
+everything, the gradient of U included, is done row by row.
 """
 
 from __future__ import annotations
@@ -52,19 +52,23 @@ class _GatedScan(torch.autograd.Function):
         before, shared, candidate = (kept_rows(keep, start, length, batch, size) for _ in range(3))
         opened = kept_rows(keep, start, length, batch, 2 * size)
         gates_t, candidate_t = weight[: 2 * size].t().contiguous(), weight[2 * size :].t().contiguous()
-        state = start = start.contiguous()
+        start = start.contiguous()
         gates_in, candidate_in = drive.split([2 * size, size], -1)
         resets, updates = opened.split(size, -1)
-        rows = (turns, gates_in, candidate_in, seen, before, opened, resets, updates, shared, candidate, states)
-        for turn, xg, xn, s, h, gate, r, u, c, n, after in zip(*(x.unbind(0) for x in rows), strict=True):
-            torch.mul(to_complex(state), turn, out=to_complex(h))
+        given = turns, gates_in, candidate_in, seen
+        made = before, opened, resets, updates, shared, candidate, states, to_complex(before), to_complex(states)
+        last = to_complex(start)
+        for turn, xg, xn, s, h, gate, r, u, c, n, after, turned, modes in zip(
+            *(x.unbind(0) for x in (*given, *made)), strict=True
+        ):
+            torch.mul(last, turn, out=turned)
             torch.addmm(xg, h, gates_t, out=gate).sigmoid_()
             u.mul_(s)
             torch.mm(h, candidate_t, out=c)
             # tanh(x) = 2 sigma(2x) - 1, nine times cheaper on a CPU
             torch.addcmul(xn, r, c, out=n).mul_(2).sigmoid_().mul_(2).sub_(1)
             torch.lerp(h, n, u, out=after)
-            state = after
+            last = modes
         ctx.save_for_backward(start, turns, weight, before, states, opened, shared, candidate)
         return states
 
@@ -72,16 +76,19 @@ class _GatedScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         start, turns, weight, before, states, opened, shared, candidate = ctx.saved_tensors
-        length, batch, size = states.shape
-        raw = states.new_empty(length, batch, 3 * size)  # [p', q', c']
-        grad_drive, grad_turns = torch.empty_like(raw), torch.empty_like(turns)
-        carried, back, part = torch.zeros_like(states[0]), torch.empty_like(states[0]), torch.empty_like(states[0])
-        previous = [start, *states.unbind(0)[:-1]]
-        x_gates, x_candidate = grad_drive.split([2 * size, size], -1)
-        kept = (turns, before, *opened.split(size, -1), shared, candidate)
-        rows = (grad, *kept, raw, *raw.split(size, -1), x_gates, x_candidate, grad_turns)
-        loop = list(zip(*(x.unbind(0) for x in rows), previous, strict=True))
-        for given, turn, h, r, u, c, n, out, to_p, to_q, to_c, to_gates, w, to_turn, last in reversed(loop):
+        size = weight.shape[1]
+        grad_drive, grad_turns = states.new_empty(*states.shape[:2], 3 * size), torch.empty_like(turns)
+        grad_weight = torch.zeros_like(weight)
+        carried, back, part, w = (torch.zeros_like(states[0]) for _ in range(4))
+        raw = torch.cat([carried] * 3, -1)  # [p', q', c']
+        to_p, to_q, to_c = raw.split(size, -1)
+        carried_modes, back_modes = to_complex(carried), to_complex(back)
+        flows = turns.conj().resolve_conj()
+        previous = to_complex(torch.cat([start[None], states[:-1]])).conj().resolve_conj()
+        rows = (previous, grad, flows, before, *opened.split(size, -1), shared, candidate)
+        rows = (*rows, *grad_drive.split([2 * size, size], -1), grad_turns)
+        loop = list(zip(*(x.unbind(0) for x in rows), strict=True))
+        for last, given, flow, h, r, u, c, n, to_gates, to_candidate, to_turn in reversed(loop):
             after = carried.add_(given)
             torch.sub(n, h, out=part).mul_(after)
             _aten.sigmoid_backward.grad_input(part, u, grad_input=to_q)
@@ -91,9 +98,10 @@ class _GatedScan(torch.autograd.Function):
             torch.mul(w, r, out=to_c)
             torch.mul(w, c, out=part)
             _aten.sigmoid_backward.grad_input(part, r, grad_input=to_p)
-            to_gates.copy_(out[:, : 2 * size])
-            torch.addmm(after, out, weight, out=back)
-            torch.mul(to_complex(back), to_complex(last).conj(), out=to_turn)
-            torch.mul(to_complex(back), turn.conj(), out=to_complex(carried))
-        grad_weight = raw.flatten(0, 1).t() @ before.flatten(0, 1)
+            to_gates.copy_(raw[:, : 2 * size])
+            to_candidate.copy_(w)
+            grad_weight.addmm_(raw.t(), h)
+            torch.addmm(after, raw, weight, out=back)
+            torch.mul(back_modes, last, out=to_turn)
+            torch.mul(back_modes, flow, out=carried_modes)
         return None, carried, grad_turns, grad_drive, None, grad_weight
