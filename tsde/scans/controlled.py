@@ -15,7 +15,7 @@ Backward, with x' for the gradient of x, from the last step down and within a st
     p_s' = silu'(p_s) * (B^T (B h_s + b)'),   y_s' = A^T p_s'
     (z_r-)' = z_{r+1}' + sum_s y_s',   t_r' = (z_r-)' conj(z_r),   z_r' = (z_r-)' conj(t_r) + given gradient of output r
 
-The gradients of A and a are one product over all stages at the end; those of B are added up stage by stage, since
+The gradients of A and a are one product over all stages at the end; those of B are added up step by step, since
 keeping (B h + b)' of all stages would cost more memory traffic than it saves.
 """
 
@@ -64,7 +64,7 @@ class _ControlledScan(torch.autograd.Function):
         squashed = kept_rows(keep, start, steps, stages, batch, len(outer))  # m
         inner_t, outer_t, bias = inner.t().contiguous(), (2 * outer).t().contiguous(), 2 * outer_bias
         products = start.new_empty(batch, controls, size)
-        hidden = start.new_empty(batch, len(inner))
+        hidden, inputs = start.new_empty(batch, len(inner)), start.new_empty(batch, len(outer))
         slopes = start.new_empty(stages, batch, size).unbind(0)
         drives, sums = _unbound(2 * drive[..., None]), _unbound(drive.sum(-1, keepdim=True))
         rows = (points, before, squashed, squashed.unflatten(-1, (controls, size)))
@@ -81,7 +81,9 @@ class _ControlledScan(torch.autograd.Function):
                 _combine(first, tableau.alpha[s], slopes, y)
                 torch.addmm(inner_bias, y, inner_t, out=p)
                 _aten.silu.out(p, out=hidden)
-                torch.addmm(bias, hidden, outer_t, out=m).sigmoid_()
+                # into memory that stays in the cache; what is kept is written once
+                torch.addmm(bias, hidden, outer_t, out=inputs)
+                torch.sigmoid(inputs, out=m)
                 which = s if kinds > 1 else 0
                 torch.mul(matrix, dxs[which], out=products)
                 # a batched matrix product may round by a row's place in the batch; a sum does not
@@ -102,28 +104,27 @@ class _ControlledScan(torch.autograd.Function):
         grad_before, grad_drive = torch.empty_like(before), torch.zeros_like(drive)
         grad_turns = None if turns is None else torch.empty_like(turns)
         grad_outer, grad_outer_bias = torch.zeros_like(outer), outer.new_zeros(len(outer))
-        slope = grad.new_empty(stages, batch, size).unbind(0)  # k'
-        hidden, passed = before.new_empty(batch, len(inner)), before.new_empty(batch, len(inner))
-        raw = squashed.new_empty(batch, len(outer))  # (B h + b)'
-        raw_matrix, raw_t = raw.unflatten(-1, (controls, size)), raw.t()
+        slopes = grad.new_empty(stages, batch, size)  # k'
+        hidden, passed = before.new_empty(stages, batch, len(inner)), before.new_empty(batch, len(inner))
+        raw = squashed.new_empty(stages, batch, len(outer))  # (B h + b)'
         back = grad.new_empty(batch, size)  # y'
-        ones = grad.new_ones(batch)
+        beta, ones = grad.new_tensor(tableau.beta)[:, None, None], grad.new_ones(stages * batch)
+        all_raw, all_hidden = raw.flatten(0, 1).t(), hidden.flatten(0, 1)
+        slope, hiddens, raws = slopes.unbind(0), hidden.unbind(0), raw.unbind(0)
+        raw_matrices = raw.unflatten(-1, (controls, size)).unbind(0)
         rows = (before, squashed, squashed.unflatten(-1, (controls, size)), grad_before)
         all_rows = list(zip(*(_unbound(x) for x in rows), _unbound(4 * drive[..., None]), strict=True))
         given = grad.unbind(0)
         state = given[steps].clone(memory_format=torch.contiguous_format)  # z'
         for r in reversed(range(steps)):
             ps, ms, matrices, out, dxs = all_rows[r]
-            for s in range(stages):
-                torch.mul(state, tableau.beta[s], out=slope[s])
+            torch.mul(state, beta, out=slopes)
             for s in reversed(range(stages)):
                 which = s if kinds > 1 else 0
-                torch.mul(dxs[which], slope[s][:, None], out=raw_matrix)
-                _aten.sigmoid_backward.grad_input(raw, ms[s], grad_input=raw)
-                _aten.silu.out(ps[s], out=hidden)
-                grad_outer.addmm_(raw_t, hidden)
-                grad_outer_bias.addmv_(raw_t, ones)
-                torch.mm(raw, outer, out=passed)
+                torch.mul(dxs[which], slope[s][:, None], out=raw_matrices[s])
+                _aten.sigmoid_backward.grad_input(raws[s], ms[s], grad_input=raws[s])
+                _aten.silu.out(ps[s], out=hiddens[s])
+                torch.mm(raws[s], outer, out=passed)
                 _aten.silu_backward.grad_input(passed, ps[s], grad_input=out[s])
                 torch.mm(out[s], inner, out=back)
                 state.add_(back)
@@ -134,6 +135,8 @@ class _ControlledScan(torch.autograd.Function):
                     total = slope[s].sum(-1, keepdim=True)
                     product = torch.bmm(matrices[s], slope[s][..., None]).squeeze(-1)
                     grad_drive[r, which].add_(product, alpha=2).sub_(total)
+            grad_outer.addmm_(all_raw, all_hidden)
+            grad_outer_bias.addmv_(all_raw, ones)
             if turns is not None and grad_turns is not None and r % every == 0:
                 turned = to_complex(state)
                 grad_turns[r // every] = turned * to_complex(states[r]).conj()
