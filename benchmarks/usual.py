@@ -6,6 +6,9 @@ times of a batch through torchdiffeq (Rubanova et al. 2019). Networks and sizes 
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pandas as pd
 import torch
 import torchcde
 import torchdiffeq
@@ -70,13 +73,41 @@ def sde(model: SDE, start: Tensor, steps: int, adjoint: bool) -> tuple[Tensor, T
     return states[-1], divergence[-1]
 
 
-def paths(model: SDE, start: Tensor, steps: int) -> Tensor:
+def sample(model: SDE, start: Tensor, steps: int) -> Tensor:
     """Sampled paths of the prior drift on a grid, `(steps + 1, N, D)`, by Euler's method."""
     motion = torchsde.BrownianInterval(0.0, 1.0, size=tuple(start.shape), dt=1 / steps)
     grid = torch.linspace(0, 1, steps + 1)
     names = {"drift": "h"}
     with torch.no_grad():
         return torchsde.sdeint(model, start, grid, bm=motion, method="euler", dt=1 / steps, names=names)
+
+
+def forecast_table(source: Path, target: Path, paths: int, steps: int, size: int = 16, batch: int = 200) -> None:
+    """A table of series of equal length to a table of sampled forecasts: mean, median and an 80 % interval."""
+    frame = pd.read_csv(source)
+    ids = frame["unique_id"].unique()
+    values = torch.tensor(frame["y"].to_numpy().reshape(len(ids), -1), dtype=torch.float32)
+    times = torch.tensor(frame["ds"].to_numpy().reshape(len(ids), -1), dtype=torch.float32)
+    torch.manual_seed(0)
+    encoder, out = nn.GRU(2, size, batch_first=True), nn.Linear(size, 1)
+    model = SDE(size, 64, torch.zeros(1, 1))
+    tables = []
+    for chosen in torch.arange(len(ids)).split(batch):
+        gaps = times[chosen].diff(dim=1, prepend=times[chosen, :1])
+        with torch.no_grad():
+            state = encoder(torch.stack([values[chosen], gaps], -1))[1][0]
+            sampled = out(sample(model, state.repeat_interleave(paths, 0), steps)[1:]).reshape(steps, -1, paths)
+        quantiles = sampled.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=-1).permute(0, 2, 1).reshape(3, -1)
+        columns = {
+            "mean": sampled.mean(-1).T.reshape(-1),
+            "lo": quantiles[0],
+            "median": quantiles[1],
+            "hi": quantiles[2],
+        }
+        ahead = times[chosen, -1:] + torch.arange(1, steps + 1) / steps
+        keys = {"unique_id": ids[chosen.numpy()].repeat(steps), "ds": ahead.reshape(-1).numpy()}
+        tables.append(pd.DataFrame(keys | {name: column.numpy() for name, column in columns.items()}))
+    pd.concat(tables).to_csv(target, index=False)
 
 
 class ODERNN(nn.Module):
