@@ -152,12 +152,14 @@ def affine(distribution: Quantiles, location: Tensor, scale: Tensor) -> Quantile
     return Quantiles(location + scale * distribution.mean, values, distribution.levels)
 
 
-def pool(components: Distribution, count: int = 16) -> Empirical:
+def pool(components: Distribution, count: int | None = None) -> Empirical:
     """An equal mixture over the first batch dimension: `(S, ...)` components -> `Empirical` on `(...)`.
 
     Each component gives its quantiles at the midpoints of `count` equal slices, a stratified sample without
-    randomness, and its exact mean.
+    randomness, and its exact mean. By default 16, and fewer where there are many components.
     """
+    if count is None:
+        count = min(16, max(2, 256 // components.mean.shape[0]))
     levels = (torch.arange(count, device=components.mean.device) + 0.5) / count
     samples = quantiles(components, levels).movedim(-1, 1).flatten(0, 1)  # (S * count, ...)
     return Empirical(samples, components.mean.mean(0))

@@ -68,22 +68,22 @@ class _SteeredScan(torch.autograd.Function):
         squares = torch.zeros_like(moved[0])
         inner_t, outer_t, bias = inner.t().contiguous(), outer.mT.contiguous(), outer_bias[:, None]
         states[0] = start.flatten(0, 1)
-        at = states.unbind(0)
         shifted = before.unflatten(1, (samples, rows))[..., width:]
-        rows_of = (before, shifted, shifts, hidden, _by_part(hidden, parts), outputs, moved, turned)
-        loop = zip(*(x.unbind(0) for x in rows_of), strict=True)
-        for i, (a, a_shifted, shift, b, b_parts, out, w, y) in enumerate(loop):
-            torch.addmm(inner_bias, at[i], inner_t, out=a)
+        made = before, shifted, shifts, hidden, _by_part(hidden, parts), outputs, *outputs.unbind(1)[:2]
+        rows_of = *made, outputs[:, -1], moved, turned, to_complex(turned), states[:-1], to_complex(states[1:])
+        for a, a_shifted, shift, b, b_parts, out, g, drift, u, w, y, modes, z, after in zip(
+            *(x.unbind(0) for x in rows_of), strict=True
+        ):
+            torch.addmm(inner_bias, z, inner_t, out=a)
             a_shifted.add_(shift)
             _aten.silu.out(a, out=b)
             torch.baddbmm(bias, b_parts, outer_t, out=out)
-            g, drift = out[0], out[1]
             _aten.softplus.out(g, out=g)
             if parts == 3:
-                w.add_(out[2], alpha=h)
-                squares.addcmul_(out[2], out[2])
-            torch.addcmul(torch.add(at[i], drift, alpha=h, out=y), g, w, out=y)
-            torch.mul(to_complex(y), turn, out=to_complex(at[i + 1]))
+                w.add_(u, alpha=h)
+                squares.addcmul_(u, u)
+            torch.addcmul(torch.add(z, drift, alpha=h, out=y), g, w, out=y)
+            torch.mul(modes, turn, out=after)
         ctx.save_for_backward(turn, inner, outer, states, before, hidden, outputs, moved, turned)
         ctx.h, ctx.samples = h, samples
         cost = squares.sum(-1).mul_(h / 2)
@@ -97,38 +97,39 @@ class _SteeredScan(torch.autograd.Function):
         wants_shifts = ctx.needs_input_grad[3]
         grad_shifts = states.new_empty(steps if wants_shifts else 0, many // samples, (parts - 1) * width)
         grad_inner, grad_outer = torch.zeros_like(inner), torch.zeros_like(outer)
-        grad_inner_bias, grad_outer_bias = inner.new_zeros(len(inner)), outer.new_zeros(parts, size)
+        sum_inner, sum_outer = torch.zeros_like(before[0]), torch.zeros_like(outputs[0])  # of what biases get
         raw, passed = torch.empty_like(before[0]), torch.empty_like(before[0])  # gradients before and behind silu
         raw_shifted, passed_parts = raw.unflatten(0, (samples, -1))[..., width:], _by_part(passed[None], parts)[0]
         out, part, state = states.new_empty(parts, many, size), *(torch.empty_like(states[0]) for _ in range(2))
+        to_spread, to_drift, to_steer, state_modes, out_t = out[0], out[1], out[-1], to_complex(state), out.mT
         grad_after = torch.empty_like(states)  # z'
         cost = (h * grad_cost.flatten())[:, None]
         back = turn.conj().resolve_conj()
-        given, after = grad.flatten(1, 2).unbind(0), grad_after.unbind(0)
-        after[-1].copy_(given[-1])
-        rows_of = (before, _by_part(hidden, parts), outputs, moved)
+        given = grad.flatten(1, 2)
+        grad_after[-1] = given[-1]
+        kept = before, _by_part(hidden, parts), outputs[:, 0], outputs[:, -1], moved, states[:-1]
+        rows_of = *kept, given[:-1], grad_after[:-1], to_complex(grad_after[1:])
         loop = list(enumerate(zip(*(x.unbind(0) for x in rows_of), strict=True)))
-        for i, (a, b_parts, made, w) in reversed(loop):
-            g = made[0]
-            torch.mul(to_complex(after[i + 1]), back, out=to_complex(state))  # y'
+        for i, (a, b_parts, g, u, w, z, more, after, following) in reversed(loop):
+            torch.mul(following, back, out=state_modes)  # y'
             torch.neg(g, out=part).expm1_().mul_(w)  # -(1 - e^{-g}) w
-            torch.mul(state, part, out=out[0]).neg_()
-            torch.mul(state, h, out=out[1])
+            torch.mul(state, part, out=to_spread).neg_()
+            torch.mul(state, h, out=to_drift)
             if parts == 3:
-                torch.mul(made[2], cost, out=out[2]).addcmul_(state, g, value=h)
-            torch.baddbmm(grad_outer, out.mT, b_parts, out=grad_outer)
-            grad_outer_bias.add_(out.sum(1))
+                torch.mul(u, cost, out=to_steer).addcmul_(state, g, value=h)
+            grad_outer.baddbmm_(out_t, b_parts)
+            sum_outer.add_(out)
             torch.bmm(out, outer, out=passed_parts)
             _aten.silu_backward.grad_input(passed, a, grad_input=raw)
-            grad_inner.addmm_(raw.t(), states[i])
-            grad_inner_bias.add_(raw.sum(0))
+            grad_inner.addmm_(raw.t(), z)
+            sum_inner.add_(raw)
             if wants_shifts:
                 torch.sum(raw_shifted, 0, out=grad_shifts[i])
-            torch.addmm(state, raw, inner, out=after[i]).add_(given[i])
+            torch.addmm(state, raw, inner, out=after).add_(more)
         grad_turn = (to_complex(grad_after[1:]) * to_complex(turned).conj()).sum((0, 1))
         return (
             None, grad_after[0].unflatten(0, (samples, -1)), grad_turn, grad_shifts if wants_shifts else None, None,
-            None, grad_inner, grad_inner_bias, grad_outer, grad_outer_bias,
+            None, grad_inner, sum_inner.sum(0), grad_outer, sum_outer.sum(1),
         )  # fmt: skip
 
 
