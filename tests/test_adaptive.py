@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torchsde
@@ -13,8 +14,13 @@ from scipy.linalg import expm
 from torch import Tensor
 
 from tsde import adaptive
+from tsde.config import Experiment
+from tsde.fitting import fit_predictor
 from tsde.flow import ControlledField, DenseSolution, Rotation, Solver, controlled, flow, semilinear
+from tsde.models import MODELS
 from tsde.path import ControlPath
+from tsde.synthetic import ornstein_uhlenbeck
+from tsde.table import read_table
 
 UNIT = torch.tensor([0.0, 1.0]).double()
 
@@ -206,3 +212,26 @@ def test_an_adaptive_path_that_overflows_is_not_a_number() -> None:
     assert found.shape == (5, 2, 1) and found.isnan().all()
     (gradient,) = torch.autograd.grad(found.sum(), start)
     assert gradient.isnan().all()
+
+
+@pytest.mark.parametrize("family", ["filter", "neural_cde", "latent_sde"])
+def test_an_adaptive_forecast_does_not_depend_on_its_neighbours(family: str) -> None:
+    """Steps follow the worst row of a batch, so a predictor asks such a model for one series at a time."""
+    sizes = {"modes": 4, "hidden": 8, "control": 4, "width": 8, "horizon_modes": 4, "samples": 2, "train_samples": 2}
+    known = MODELS[family].config.model_fields  # type: ignore[attr-defined]
+    model = {"family": family, "tolerance": 1e-2, "steps": 3} | {k: v for k, v in sizes.items() if k in known}
+    experiment = Experiment.model_validate(
+        {
+            "horizon": 1.5,
+            "model": model,
+            "train": {"steps": 1, "batch": 4, "members": 1, "workers": 1},
+            "windows": {"held_out": 4, "origins": 1, "targets": 2},
+        }
+    )
+    frame = ornstein_uhlenbeck(12, 8, rate=0.5, seed=0)
+    predictor = fit_predictor(read_table(frame), experiment).predictor
+    assert predictor.members[0].adaptive
+    few = frame[frame["unique_id"].isin(["ou-0002", "ou-0007"])]
+    whole, part = (predictor.forecast(read_table(table), horizon=1.0, step=0.5) for table in (frame[:64], few))
+    beside = whole[whole["unique_id"].isin(part["unique_id"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(beside, part.reset_index(drop=True), check_exact=True)

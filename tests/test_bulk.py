@@ -398,6 +398,10 @@ def test_dates_that_only_the_whole_column_explains(model: Path, tmp_path: Path) 
     assert spill_table(path, TableSchema(), ("x", "y"), clock, folder, lambda rows: None, 700) is None
 
 
+POOLS: list[pa.MemoryPool] = []
+"""Kept for good: buffers may outlive the test that made them, and must not outlive their pool."""
+
+
 def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
     frame = spirals(400, 100, seed=2)
     path = tmp_path / "t.csv"
@@ -406,6 +410,7 @@ def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
     peaks = []
     for block, part in ((2**24, 2**30), (2**16, 2**18)):
         before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.system_memory_pool())
+        POOLS.append(pool)
         pa.set_memory_pool(pool)
         try:
             folder = tmp_path / f"{block}"

@@ -177,7 +177,8 @@ class Predictor:
         mean = self.marginal.mean.expand(len(times), -1).clone()
         values = self.marginal.values.expand(len(times), -1, -1).clone()
         asked = torch.nonzero(usable)[:, 0]
-        for index, query in request_batches(series, asked, safe, row, times, self.experiment.windows.context, channels):
+        context, alone = self.experiment.windows.context, any(member.adaptive for member in self.members)
+        for index, query in request_batches(series, asked, safe, row, times, context, channels, alone):
             law = self.law(query)
             block, slot = torch.nonzero(index >= 0, as_tuple=True)
             mean[index[block, slot]] = law.mean[block, 0, slot]

@@ -25,13 +25,21 @@ _ROWS = 128  # requests per batch: fewer leave a scan waiting for its own bookke
 
 
 def request_batches(
-    series: SeriesSet, asked: Tensor, owner: Tensor, row: Tensor, times: Tensor, context: int, channels: int
+    series: SeriesSet,
+    asked: Tensor,
+    owner: Tensor,
+    row: Tensor,
+    times: Tensor,
+    context: int,
+    channels: int,
+    alone: bool,
 ) -> Iterator[tuple[Tensor, Query]]:
     """Queries as batches of fixed shapes: `(index (B, H), query)`, index -1 where a slot is padding.
 
     Queries of one series with the same last known row form a request; a request is cut into blocks of one of a few
     sizes, and its context is padded to a power of two. All of that follows from the request itself, and the
-    number of rows in a batch from those two sizes, so no request changes the arithmetic of another.
+    number of rows in a batch from those two sizes, so no request changes the arithmetic of another. `alone` puts each
+    into a batch of its own, for models whose steps follow the error of the whole batch.
     """
     order = asked[np.lexsort((times[asked].numpy(), row[asked].numpy()))]
     if len(order) == 0:
@@ -53,9 +61,15 @@ def request_batches(
             _, block = torch.unique_consecutive(block, return_inverse=True)
             index = torch.full((int(block[-1]) + 1, wide), -1)
             index[block, rank[chosen] % wide] = order[chosen]
-            rows = max(1, min(_ROWS, _CELLS // (wide * channels)))
+            rows = 1 if alone else _batch_rows(wide, channels)
             for part in index.split(rows):
                 yield part, _query(series, part, owner, row, times, context, long, rows)
+
+
+def _batch_rows(wide: int, channels: int) -> int:
+    """A multiple of 16 where memory allows: in other batches products round by a row's place."""
+    rows = max(1, min(_ROWS, _CELLS // (wide * channels)))
+    return rows - rows % 16 if rows > 16 else rows
 
 
 def _query(
