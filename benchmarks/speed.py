@@ -411,7 +411,8 @@ def markdown(rows: Sequence[Row], command: str) -> str:
     lines = [
         "# Speed",
         "",
-        (__doc__ or "").split("\n\n")[1].replace("\n", " "),
+        "Ratios against the usual stack (`usual.py`), each from runs that alternate within one process; medians and",
+        "quartiles. Forward and backward unless said, batch 128.",
         "",
         f"Made by `{command}` on {os.cpu_count()} cores ({_processor()}), one thread, "
         f"Python {platform.python_version()}, {packages}.",
