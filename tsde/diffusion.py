@@ -2,8 +2,8 @@
 
     dz = (lambda z + f(t, z)) dt + g(t, z) dW,    and beside it a running cost    J = int rate(t, z) dt
 
-of which a path's Kullback-Leibler divergence is the one in use. Steps are fixed; noise is a function of the step, so
-that it can be drawn again instead of being kept.
+of which a path's Kullback-Leibler divergence is the one in use. Steps are fixed unless adaptive ones are asked for;
+noise is a function of the step, so that it can be drawn again instead of being kept.
 """
 
 from __future__ import annotations

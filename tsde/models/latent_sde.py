@@ -94,10 +94,11 @@ class LatentSDE(Forecaster):
             SteeredWeights(self.inner.weight[:rows], self.inner.bias[:rows], outer, bias + little_noise)
         )
 
-    def _solve(self, query: Query, samples: int, window: Window | None = None) -> tuple[Tensor, Tensor]:
+    def _solve(
+        self, query: Query, encoded: Tensor, samples: int, window: Window | None = None
+    ) -> tuple[Tensor, Tensor]:
         """States at the query times `(S, B, K, H, D)` of the prior, or of a window's posterior; KL `(S, B, K)`."""
         h = 1 / self.config.steps
-        encoded = at_origins(self.encoder(query.context), query)
         mean, deviation, kl = self.initial(encoded)
         start = mean + deviation * noise_like(query, samples, mean.shape[-1], 0, self.training)
         rotation, count = self.modes(), int(steps_until(query.lead, h).max())
@@ -121,12 +122,14 @@ class LatentSDE(Forecaster):
         return self.future((weight @ seen).flatten(-2))
 
     def forward(self, query: Query) -> Distribution:
-        return pool(self.readout(query, self._solve(query, self.config.samples)[0]))
+        encoded = at_origins(self.encoder(query.context), query)
+        return pool(self.readout(query, self._solve(query, encoded, self.config.samples)[0]))
 
     def loss(self, window: Window) -> Loss:
-        states, kl = self._solve(window.query, 1, window)
+        encoded = at_origins(self.encoder(window.query.context), window.query)  # of posterior and prior
+        states, kl = self._solve(window.query, encoded, 1, window)
         elbo = mean_loss(self.readout(window.query, states, window.mask), window, kl[0])
-        ahead, _ = self._solve(window.query, self.config.train_samples)
+        ahead, _ = self._solve(window.query, encoded, self.config.train_samples)
         forecast = pool(self.readout(window.query, ahead, window.mask), 4)
         target = window.values[window.mask]
         error = huber_loss(forecast.mean, target, reduction="sum", delta=HUBER)
