@@ -201,7 +201,7 @@ def latent_sde(quick: bool) -> Iterator[Row]:
             noise = torch.randn(steps, 1, BATCH, size)
             rows = torch.cat([context, context], -1).expand(steps + 1, -1, -1)
             field = SteeredField(weights)
-            found = diffuse(("euler", None), field, start[None], rows, lambda i: noise[i], 1 / steps, turn)
+            found = diffuse("euler", field, start[None], rows, lambda i: noise[i], 1 / steps, turn)
             (found.states[-1].square().mean() + found.cost.mean()).backward()
 
         return work

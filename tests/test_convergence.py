@@ -34,7 +34,7 @@ def solve(method: Method, dynamics: Dynamics, start: Tensor, noise: Tensor, span
     """Over `noise (n, N, D)`; what the dynamics know at a grid point is its time."""
     steps = len(noise)
     rows = torch.linspace(0, span, steps + 1, dtype=torch.float64)
-    return diffuse((method, None), dynamics, start, rows, lambda i: noise[i], span / steps)
+    return diffuse(method, dynamics, start, rows, lambda i: noise[i], span / steps)
 
 
 def coarser(noise: Tensor, steps: int) -> Tensor:
@@ -119,7 +119,7 @@ def test_a_split_linear_part_keeps_the_weak_order() -> None:
         def still(row: Tensor, z: Tensor) -> Terms:
             return Terms(torch.zeros_like(z), SHARE * z, z.new_zeros(()))
 
-        paths = diffuse(("euler", None), still, start, torch.zeros(n + 1), noise.unbind(0).__getitem__, 0.5 / n, turn)
+        paths = diffuse("euler", still, start, torch.zeros(n + 1), noise.unbind(0).__getitem__, 0.5 / n, turn)
         found = float(chances @ paths.states[-1].square().sum(-1)) / 1.25
         assert found == pytest.approx(math.exp(-3) * (1 + SHARE**2 * 0.5 / n) ** n, rel=1e-12)
         errors.append(abs(found - math.exp(0.5 * (SHARE**2 - 6))))
@@ -149,7 +149,7 @@ def test_a_constant_rate_costs_its_time(method: Method) -> None:
 
     start = torch.ones(3, 1, dtype=torch.float64)
     for n in (0, 1, 2, 7):
-        cost = diffuse((method, None), dynamics, start, torch.zeros(n + 1), lambda i: start, 0.2).cost
+        cost = diffuse(method, dynamics, start, torch.zeros(n + 1), lambda i: start, 0.2).cost
         torch.testing.assert_close(cost.expand(3), torch.full((3,), 0.2 * n).double())
 
 

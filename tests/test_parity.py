@@ -217,7 +217,7 @@ def test_stochastic_solutions_are_those_of_torchsde(ours: Method, theirs: str, s
     shocks = [brownian(a, b)[:, :SIZE] / math.sqrt(h) for a, b in itertools.pairwise(times.tolist())]
     states, divergence = torchsde.sdeint(equation, start, times, bm=brownian, method=theirs, dt=h, logqp=True)
 
-    found = diffuse((ours, None), equation.dynamics, start, times, shocks.__getitem__, h, None, (matrix, prior, spread))
+    found = diffuse(ours, equation.dynamics, start, times, shocks.__getitem__, h, None, (matrix, prior, spread))
     sources = [start, matrix, spread]
     agree(found.states, states, sources, 1e-9)
     agree(found.cost, divergence.sum(0), [*sources, prior], 1e-9)

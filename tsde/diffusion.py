@@ -75,7 +75,7 @@ class Paths(NamedTuple):
 
 
 def diffuse(
-    how: tuple[Method, float | None],
+    method: Method,
     dynamics: Dynamics,
     state: Tensor,
     rows: Tensor,
@@ -83,9 +83,9 @@ def diffuse(
     h: float,
     rotation: Rotation | None = None,
     inputs: Sequence[Tensor] = (),
+    tolerance: float | None = None,
 ) -> Paths:
     """Paths by the method of that name, or by adaptive steps of that tolerance; else the methods' arguments below."""
-    method, tolerance = how
     if tolerance is not None:
         return _adaptive(_with_linear(dynamics, rotation), state, rows, noise, h, tolerance)
     if method == "euler" and isinstance(dynamics, SteeredField) and rotation is not None and wanted() is None:

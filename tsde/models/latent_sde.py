@@ -107,8 +107,8 @@ class LatentSDE(Forecaster):
             shift = torch.cat([shift, self._future(window, count)], -1)
         noise = step_noise(query, samples, mean.shape[-1], self.training)
         field = self._field(2 if window is None else 3)
-        how = self.config.method, self.config.tolerance
-        paths = diffuse(how, field, start, shift, noise, h, rotation, field.weights)
+        method, tolerance = self.config.method, self.config.tolerance
+        paths = diffuse(method, field, start, shift, noise, h, rotation, field.weights, tolerance)
         return interpolate(paths.states, query.lead / h, h, rotation), kl + paths.cost
 
     def _future(self, window: Window, count: int) -> Tensor:
