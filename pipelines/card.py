@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ class Card(BaseModel, frozen=True):
         scores: None where no test part was kept.
         seconds: wall time of fitting and scoring.
         curves: one per member; none for a family that is fitted in closed form.
+        trials: validation CRPS of each family that was tried, where the family was chosen; infinite ones left out.
     """
 
     data: Facts
@@ -42,6 +44,7 @@ class Card(BaseModel, frozen=True):
     versions: dict[str, str]
     git_commit: str | None
     curves: tuple[Curve, ...] = ()
+    trials: dict[str, float] = {}
 
     @classmethod
     def new(
@@ -51,6 +54,7 @@ class Card(BaseModel, frozen=True):
         seed: int,
         seconds: float,
         history: Sequence[Mapping[str, float]] = (),
+        trials: Mapping[str, float] | None = None,
     ) -> Card:
         """A card of now, here. `history` has a row per validation of each member."""
         packages = {name: version(name) for name in ("torch", "numpy", "pandas")}
@@ -63,6 +67,7 @@ class Card(BaseModel, frozen=True):
             versions={"tsde": tsde.__version__, "python": platform.python_version(), **packages},
             git_commit=_git_commit(),
             curves=tuple(_curve(history, member) for member in sorted({row["member"] for row in history})),
+            trials={name: crps for name, crps in (trials or {}).items() if math.isfinite(crps)},
         )
 
     @classmethod

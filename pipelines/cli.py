@@ -289,6 +289,7 @@ def models(json: Json = False) -> None:
         return
     for name, family in MODELS.items():
         print(f"{name:<12} {family.summary}")
+    print(f"{'auto':<12} the one of several families with the lowest validation CRPS in short trials")
 
 
 def _record(trained: Trained) -> None:

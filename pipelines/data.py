@@ -156,8 +156,8 @@ def _experiment(
     fallback: Path | None = None,
 ) -> Experiment:
     """The configuration, or the fallback's, with the options on top; a family of another kind replaces the model."""
-    if family is not None and family not in MODELS:
-        raise UsageError(f"there is no family {family!r}; expected one of {', '.join(MODELS)} (`tsde models`)")
+    if family is not None and family not in (known := [*MODELS, "auto"]):
+        raise UsageError(f"there is no family {family!r}; expected one of {', '.join(known)} (`tsde models`)")
     source = config or fallback
     if source is None and horizon is None and not any(text.startswith("horizon=") for text in overrides):
         raise UsageError("say how far ahead to forecast: --horizon 30d (a number where the table's times are numbers)")

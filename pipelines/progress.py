@@ -35,7 +35,8 @@ def _bar(members: int) -> Iterator[Callable[[Progress], None]]:
         task = bar.add_task("fitting the baselines, starting", total=members)
 
         def report(progress: Progress) -> None:
-            shares[progress.member] = progress.share
+            if progress.trial is None:
+                shares[progress.member] = progress.share
             bar.update(task, completed=sum(shares.values()), description=_sentence(progress, members))
 
         yield report
@@ -72,4 +73,5 @@ def _lines(members: int) -> Callable[[Progress], None]:
 
 def _sentence(progress: Progress, members: int) -> str:
     scores = f"validation CRPS {progress.validation_crps:.4f} (best {progress.best:.4f})"
-    return f"member {progress.member + 1}/{members} step {progress.step} {scores}"
+    who = f"trial of {progress.trial}," if progress.trial else f"member {progress.member + 1}/{members}"
+    return f"{who} step {progress.step} {scores}"

@@ -111,8 +111,9 @@ def _log_metrics(client: Any, run_id: str, trained: Trained, began: int) -> None
         moment, prefix = began + int(1000 * row["elapsed"]), f"member-{row['member'] + 1:.0f}"
         for name in ("train_score", "kl", "validation_crps"):
             points.append(metric(f"{prefix}/{name}", row[name], moment, int(row["step"])))
+    now = int(1000 * time.time())
+    points += [metric(f"trial/{name}", crps, now, 0) for name, crps in trained.card.trials.items()]
     if trained.card.scores is not None:
-        now = int(1000 * time.time())
         points += [metric(name, value, now, 0) for name, value in _final(trained.card.scores)]
     for start in range(0, len(points), 1000):
         client.log_batch(run_id, metrics=points[start : start + 1000])

@@ -143,8 +143,13 @@ def run(
         with training_progress(data.experiment.train.members, quiet) as report:
             fitted = fit_predictor(data.table, data.experiment, report, folder / _CHECKPOINTS, parts)
         held_out, predictor = of_training(data.table, fitted), fitted.predictor
+        if fitted.trials:
+            tried = ", ".join(f"{name} {crps:.4f}" for name, crps in fitted.trials.items())
+            note(f"chose {predictor.experiment.model.family} by validation CRPS: {tried}")
         board = score(predictor, held_out.windows, held_out.part) if held_out.windows else None
-        card = Card.new(data.facts, board, data.experiment.seed, time.monotonic() - started, fitted.history)
+        card = Card.new(
+            data.facts, board, data.experiment.seed, time.monotonic() - started, fitted.history, fitted.trials
+        )
         predictor.card = card.model_dump(mode="json")
         predictor.save(out)
         trained = Trained(predictor, card, held_out, fitted.history, out)

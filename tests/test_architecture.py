@@ -62,24 +62,27 @@ LAYERS: dict[str, int] = {
     "heads": 11,
     "model": 11,
     "models.parts": 12,
-    "models.readout": 13,
-    "models.*": 14,
-    "models": 15,
-    "training": 16,
-    "calibration": 16,
-    "advice": 16,
-    "config": 17,
-    "members": 18,
-    "requests": 18,
-    "soundness": 18,
-    "worker": 19,
-    "predictor": 19,
-    "fitting": 20,
-    "evaluation": 20,
-    "": 21,  # tsde/__init__.py
+    "models.recent": 13,
+    "models.linear": 13,
+    "models.readout": 14,
+    "models.*": 15,
+    "models": 16,
+    "training": 17,
+    "calibration": 17,
+    "advice": 17,
+    "config": 18,
+    "members": 19,
+    "requests": 19,
+    "soundness": 19,
+    "worker": 20,
+    "predictor": 20,
+    "choosing": 20,
+    "fitting": 21,
+    "evaluation": 21,
+    "": 22,  # tsde/__init__.py
 }
 
-SHARED_PARTS = {"tsde.models.parts", "tsde.models.readout"}
+SHARED_PARTS = {f"tsde.models.{part}" for part in ("parts", "recent", "linear", "readout")}
 MLFLOW_FILES = {"pipelines/tracking.py", "pipelines/mlflow_model.py"}
 PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
 

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from pydantic import BaseModel
 
-from tsde.models import MODELS
+from tsde.models import config_of
 
 
 def advice(field: str, root: type[BaseModel], family: str) -> str:
@@ -31,6 +31,6 @@ def _keys(section: type[BaseModel], family: str, prefix: str = "") -> Iterator[s
     """Every key of a document with its path."""
     for name, field in section.model_fields.items():
         yield prefix + name
-        inner = MODELS[family].config if prefix + name == "model" else field.annotation
+        inner = config_of(family) if prefix + name == "model" else field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from _keys(inner, family, f"{prefix}{name}.")

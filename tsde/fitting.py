@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tsde.calibration import Calibrator
+from tsde.choosing import choose_family
 from tsde.config import Experiment
 from tsde.distribution import GRID, Quantiles
 from tsde.errors import DataError
@@ -35,6 +36,8 @@ class Fitted:
     test: list[Window]
     split: Split
     series: SeriesSet
+    trials: dict[str, float]
+    """Validation CRPS of each family that was tried, where the family was chosen."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,10 @@ def _fit_predictor(
     table: Table, experiment: Experiment, report: Callable[[Progress], None], checkpoints: Path | None, parts: Parts
 ) -> Fitted:
     baselines = {name: _assemble(parts, _as_baseline(experiment, name), table) for name in BASELINES}
+    experiment, trials = choose_family(parts.series, parts.split.folds, experiment, report, checkpoints)
     members, history = train_members(parts.series, parts.split.folds, experiment, report, checkpoints)
     predictor = _assemble(parts, experiment, table, members, baselines)
-    return Fitted(predictor, history, parts.test, parts.split, parts.series)
+    return Fitted(predictor, history, parts.test, parts.split, parts.series, trials)
 
 
 def _as_baseline(experiment: Experiment, name: str) -> Experiment:

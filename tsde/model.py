@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -24,6 +24,14 @@ class Loss(NamedTuple):
     kl: Tensor
 
 
+@runtime_checkable
+class Prepared(Protocol):
+    """A part of a model that looks at training windows before the first gradient step."""
+
+    def prepare(self, windows: Sequence[Window]) -> None:
+        """Fit or adjust itself."""
+
+
 class Forecaster(nn.Module, ABC):
     """A family of models: what was observed up to an origin, and query times, in; a distribution out."""
 
@@ -34,7 +42,10 @@ class Forecaster(nn.Module, ABC):
     """Whether a solver's steps follow its error; such a model is asked for one series at a time."""
 
     def prepare(self, windows: Sequence[Window]) -> None:
-        """Fit in closed form, or take statistics, before gradient steps; families without such parts leave it."""
+        """Fit in closed form, or take statistics, before gradient steps: what each part has to prepare, if not more."""
+        for part in self.modules():
+            if part is not self and isinstance(part, Prepared):
+                part.prepare(windows)
 
     @abstractmethod
     def forward(self, query: Query) -> Distribution:

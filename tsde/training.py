@@ -117,6 +117,12 @@ class Progress:
     best: float
     share: float
     """Part of this member's schedule that is done, by steps or by the clock, whichever is further."""
+    trial: str | None = None
+    """The family that is on trial, where a family is being chosen."""
+
+    def record(self) -> dict[str, float]:
+        """The numbers, as the history of a training keeps them."""
+        return {key: float(value) for key, value in asdict(self).items() if key != "trial"}
 
 
 @dataclass
@@ -264,7 +270,7 @@ class _Loop:
                 state.best,
                 min(1.0, self._share(budget)),
             )
-            state.history.append({key: float(value) for key, value in asdict(progress).items()})
+            state.history.append(progress.record())
             if self.folder is not None:
                 self._save(self.folder)
             report(progress)

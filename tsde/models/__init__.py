@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tsde.model import Forecaster
 from tsde.models.filter import Filter, FilterConfig
@@ -15,8 +15,33 @@ from tsde.models.mean import Mean, MeanConfig
 from tsde.models.neural_cde import NeuralCDE, NeuralCDEConfig
 from tsde.models.ridge import Ridge, RidgeConfig
 
+
+class AutoConfig(BaseModel):
+    """The family is chosen by short trials: the one with the lowest validation CRPS is then trained in full."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: Literal["auto"] = "auto"
+    candidates: tuple[str, ...] = Field(("filter", "neural_cde", "latent_ode", "ridge"), min_length=1)
+    trial: float = Field(0.1, gt=0, le=0.5, description="share of train.steps and train.max_time of each trial")
+
+    @field_validator("candidates")
+    @classmethod
+    def _families(cls, candidates: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in candidates if name not in MODELS]:
+            raise ValueError(f"there is no family {unknown[0]!r}; expected some of {', '.join(MODELS)}")
+        return candidates
+
+
 ModelConfig = Annotated[
-    FilterConfig | NeuralCDEConfig | LatentODEConfig | LatentSDEConfig | LastConfig | MeanConfig | RidgeConfig,
+    AutoConfig
+    | FilterConfig
+    | NeuralCDEConfig
+    | LatentODEConfig
+    | LatentSDEConfig
+    | LastConfig
+    | MeanConfig
+    | RidgeConfig,
     Field(discriminator="family"),
 ]
 
@@ -24,7 +49,7 @@ ModelConfig = Annotated[
 class Family(NamedTuple):
     """A family's configuration, its class, and one line about it."""
 
-    config: type
+    config: type[BaseModel]
     model: type[Forecaster]
     summary: str
 
@@ -41,6 +66,11 @@ MODELS: dict[str, Family] = {
 
 BASELINES = ("last", "mean", "ridge")
 """Shown beside every model, also where they win."""
+
+
+def config_of(family: str) -> type[BaseModel]:
+    """The settings of a family, or of the choice among families."""
+    return AutoConfig if family == "auto" else MODELS[family].config
 
 
 def build(config: ModelConfig, channels: int) -> Forecaster:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,7 +11,7 @@ from torch.distributions import Distribution
 
 from tsde.heads import HeadName
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import FASTEST, Horizon, Modes, at_origins, clipped, limit_frequencies, mean_loss, over_rows
+from tsde.models.parts import FASTEST, Horizon, Modes, at_origins, clipped, mean_loss, over_rows
 from tsde.models.readout import Readout
 from tsde.scans.innovation import innovation_scan
 from tsde.scans.pairs import to_real
@@ -57,9 +56,6 @@ class Filter(Forecaster):
         self.encoded = nn.LayerNorm(size)
         self.horizon = Horizon(size, config.horizon_modes, config.width, config.steps, config.tolerance)
         self.readout = Readout(2 * config.horizon_modes, channels, config.head, config.width, config.dropout)
-
-    def prepare(self, windows: Sequence[Window]) -> None:
-        limit_frequencies(self, windows)
 
     def encode(self, context: SeriesBatch) -> Tensor:
         """The state after each row, `(B, L, 2M)`."""

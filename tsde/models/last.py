@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Normal
 
 from tsde.model import Forecaster, Loss
 from tsde.models.parts import closed_form_loss, nonnegative_line
-from tsde.models.readout import last_observed
+from tsde.models.recent import last_observed
 from tsde.windows import Query, Window
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,7 +16,6 @@ from tsde.models.parts import (
     LatentGaussian,
     RecurrentEncoder,
     at_origins,
-    limit_frequencies,
     mean_loss,
     noise_like,
 )
@@ -59,9 +57,6 @@ class LatentODE(Forecaster):
         self.posterior = LatentGaussian(config.hidden, config.latent)
         self.horizon = Horizon(config.latent, config.horizon_modes, config.width, config.steps, config.tolerance)
         self.readout = Readout(2 * config.horizon_modes, channels, config.head, config.width, config.dropout)
-
-    def prepare(self, windows: Sequence[Window]) -> None:
-        limit_frequencies(self, windows)
 
     def _states(self, query: Query, samples: int) -> tuple[Tensor, Tensor]:
         """States at the query times per sampled z, `(S, B, K, H, D)`, and the KL `(B, K)`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -24,7 +23,6 @@ from tsde.models.parts import (
     RecurrentEncoder,
     at_origins,
     clip_values,
-    limit_frequencies,
     mean_loss,
     mlp,
     noise_like,
@@ -80,9 +78,6 @@ class LatentSDE(Forecaster):
         self.theta, self.future = nn.Linear(config.hidden, width), nn.Linear(2 * channels * len(self.RATES), width)
         self.diffusion, self.drift, self.control = (mlp(width, size) for _ in range(3))
         self.readout = Readout(size, channels, config.head, width, config.dropout)
-
-    def prepare(self, windows: Sequence[Window]) -> None:
-        limit_frequencies(self, windows)
 
     def _field(self, parts: int) -> SteeredField:
         """g and f, and u where there are three parts."""

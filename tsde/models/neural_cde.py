@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -13,7 +12,7 @@ from torch.distributions import Distribution
 from tsde.flow import ControlledField, Solver, controlled
 from tsde.heads import HeadName
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import FASTEST, Horizon, Modes, clipped, limit_frequencies, mean_loss, mlp
+from tsde.models.parts import FASTEST, Horizon, Modes, clipped, mean_loss, mlp
 from tsde.models.readout import Readout
 from tsde.path import ControlPath, PathConfig, control_path, control_size, is_causal
 from tsde.series import SeriesBatch
@@ -64,9 +63,6 @@ class NeuralCDE(Forecaster):
         self.encoded = nn.LayerNorm(config.hidden)
         self.horizon = Horizon(config.hidden, config.horizon_modes, config.width, config.steps, config.tolerance)
         self.readout = Readout(2 * config.horizon_modes, channels, config.head, config.width, config.dropout)
-
-    def prepare(self, windows: Sequence[Window]) -> None:
-        limit_frequencies(self, windows)
 
     def encode(self, context: SeriesBatch) -> tuple[ControlPath, Tensor]:
         """The control path and the state at its knots, `(B, n + 1, hidden)`."""

@@ -84,19 +84,16 @@ class Modes(nn.Module):
         """The flow of the present parameters."""
         return Rotation(self.log_decay.exp(), self.frequency)
 
+    def prepare(self, windows: Sequence[Window]) -> None:
+        """Slow all modes down so that none starts above what the sampling shows: pi radians per mean gap between rows.
 
-def limit_frequencies(model: nn.Module, windows: Sequence[Window]) -> None:
-    """Slow all modes down so that none starts above what the sampling shows: pi radians per mean gap between rows.
-
-    Faster ones could only be fitted to chance on a sparse table, and make forecasts wiggle between observations.
-    """
-    contexts = [window.query.context for window in windows]
-    gaps = sum(int(context.observed.sum()) - len(context.times) for context in contexts)
-    span = sum(float((context.times[:, -1] - context.times[:, 0]).sum()) for context in contexts)
-    share = min(1.0, math.pi * gaps / span / FASTEST) if gaps > 0 and span > 0 else 1.0
-    for part in model.modules():
-        if isinstance(part, Modes):
-            part.frequency.data.mul_(share)
+        Faster ones could only be fitted to chance on a sparse table, and make forecasts wiggle between observations.
+        """
+        contexts = [window.query.context for window in windows]
+        gaps = sum(int(context.observed.sum()) - len(context.times) for context in contexts)
+        span = sum(float((context.times[:, -1] - context.times[:, 0]).sum()) for context in contexts)
+        if gaps > 0 and span > 0:
+            self.frequency.data.mul_(min(1.0, math.pi * gaps / span / FASTEST))
 
 
 class RecurrentEncoder(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,68 +11,10 @@ from torch.distributions import Distribution
 from torch.nn.functional import silu
 
 from tsde import heads
-from tsde.models.parts import clip_values, clipped, mlp
-from tsde.windows import Query
-
-
-def last_observed(query: Query) -> tuple[Tensor, Tensor]:
-    """Last value of each channel up to each origin (0 if none) and its age (inf if none), both `(B, K, C)`."""
-    context = query.context
-    row = torch.arange(context.mask.shape[1], device=context.mask.device)[None, :, None]
-    latest = torch.where(context.mask, row, -1).cummax(1).values  # (B, L, C)
-    at = context.last_row(query.origins)
-    index = latest.gather(1, at[..., None].expand(-1, -1, latest.shape[-1]))  # (B, K, C)
-    value = context.values.gather(1, index.clamp(min=0))
-    time = context.times[..., None].expand_as(context.mask).gather(1, index.clamp(min=0))
-    age = (query.origins[..., None] - time).clamp(min=0)
-    return torch.where(index >= 0, value, 0.0), torch.where(index >= 0, age, torch.inf)
-
-
-class RecentValues(nn.Module):
-    """The direct route: what the past of one channel says about that channel, at every origin at once.
-
-    For learned rates a_j, with weights w_l = exp(-a_j age_l) over the rows up to the origin, the weighted count,
-    mean, slope (ridge-stabilised weighted least squares on age) and spread of each channel, beside the last
-    value and its age. All are sums over rows, so one batched matrix product serves all origins and channels.
-    """
-
-    RATES = (0.5, 2.0, 8.0, 32.0)  # per horizon: from a few horizons to a small part of one
-    size = 5 * len(RATES) + 4
-    routes = len(RATES) + 2
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log_rate = nn.Parameter(torch.tensor(self.RATES).log())
-
-    def forward(self, query: Query) -> tuple[Tensor, Tensor]:
-        """Features `(B, K, C, size)` and candidate forecasts `(B, K, C, routes)`: last, kernel means, training mean."""
-        context, origins = query.context, query.origins
-        values, mask = clipped(context), context.mask.float()
-        age = (origins[..., None] - context.times[:, None]).clamp(min=0)  # (B, K, L)
-        past = (context.times[:, None] <= origins[..., None]).float()
-        weight = torch.exp(-self.log_rate.exp()[:, None] * age[:, :, None]) * past[:, :, None]  # (B, K, J, L)
-        scaled = weight * age[:, :, None] * self.log_rate.exp()[:, None]
-        batch, origin_count, rates, length = weight.shape
-        moments = torch.cat([weight, scaled, scaled * age[:, :, None] * self.log_rate.exp()[:, None]], 2)
-        sums = moments.flatten(1, 2) @ torch.cat([mask, values, values.square()], -1)  # (B, K*3J, 3C)
-        sums = sums.reshape(batch, origin_count, 3, rates, 3, -1)
-        count, value, square = sums[:, :, 0, :, 0], sums[:, :, 0, :, 1], sums[:, :, 0, :, 2]  # (B, K, J, C)
-        ridge = count + 0.1
-        mean = value / ridge
-        age_mean = sums[:, :, 1, :, 0] / ridge
-        slope = (age_mean * mean - sums[:, :, 1, :, 1] / ridge) / (
-            (sums[:, :, 2, :, 0] / ridge - age_mean.square()).clamp(min=0) + 0.1
-        )
-        spread = ((square / ridge - mean.square()).clamp(min=0) + 1e-4).sqrt()
-        last, last_age = last_observed(query)
-        last = clip_values(last)
-        known = torch.isfinite(last_age).float()
-        last_age = torch.where(known.bool(), last_age, 0.0)
-        recent = torch.stack([last, known, known * torch.log1p(last_age), known * torch.exp(-last_age)], -1)
-        kernels = torch.cat([torch.log1p(count), mean, slope, spread, mean - last[:, :, None]], 2)  # (B, K, 5J, C)
-        features = torch.cat([recent, kernels.transpose(2, 3)], -1)
-        routes = torch.cat([last[..., None], mean.transpose(2, 3), torch.zeros_like(last)[..., None]], -1)
-        return features, routes
+from tsde.models.linear import LinearRoute
+from tsde.models.parts import mlp
+from tsde.models.recent import RecentValues
+from tsde.windows import Query, Window
 
 
 class Readout(nn.Module):
@@ -87,6 +30,7 @@ class Readout(nn.Module):
         super().__init__()
         self.head = head
         self.recent = RecentValues()
+        self.linear = LinearRoute(channels, RecentValues.size)
         self.embedding = nn.Parameter(0.3 * torch.randn(channels, 8))
         self.local = mlp(RecentValues.size + 8, width, width)
         per_channel = max(8, min(width, 256 // channels))
@@ -95,9 +39,13 @@ class Readout(nn.Module):
         self.lead = nn.Linear(_LEAD_FEATURES, width)
         self.dropout = nn.Dropout(dropout)
         self.hidden = nn.Linear(width, width)
-        self.out = nn.Linear(width, RecentValues.routes + 1 + heads.head_size(head))
+        self.out = nn.Linear(width, RecentValues.routes + 2 + heads.head_size(head))
         with torch.no_grad():
             self.out.weight.mul_(0.1)
+
+    def prepare(self, windows: Sequence[Window]) -> None:
+        """Fit the linear route."""
+        self.linear.fit([self.recent(window.query)[0] for window in windows], windows)
 
     def forward(self, query: Query, states: Tensor, cells: Tensor | None = None) -> Distribution:
         """`states (..., B, K, H, D)` at the query times -> batch shape `(..., B, K, H, C)`.
@@ -111,15 +59,19 @@ class Readout(nn.Module):
         local = self.local(torch.cat([features, embedded], -1))[:, :, None]  # (B, K, 1, C, W)
         latent = self.latent(states).unflatten(-1, (channels, -1))  # (..., B, K, H, C, R)
         lead = self.lead(lead_features(query.lead))[..., None, :]  # (B, K, H, 1, W)
-        routes = routes[:, :, None]  # (B, K, 1, C, routes)
+        straight = self.linear(features, query.lead)  # (B, K, H, C)
         if cells is not None:
             b, k, h, c = cells.nonzero(as_tuple=True)
             local, latent, lead, routes = (
                 local[b, k, 0, c],
                 latent[..., b, k, h, c, :],
                 lead[b, k, h, 0],
-                routes[b, k, 0, c],
+                routes[b, k, c],
             )
+            straight = straight[b, k, h, c]
+        else:
+            routes = routes[:, :, None].expand(*straight.shape, -1)
+        routes = torch.cat([routes, straight[..., None]], -1)
         hidden = self.dropout(silu(self.mix(latent) + local + lead))
         raw = self.out(hidden + silu(self.hidden(hidden)))
         gate, delta, shape = raw.split([routes.shape[-1], 1, raw.shape[-1] - routes.shape[-1] - 1], -1)

@@ -1,0 +1,127 @@
+"""`family: auto` and the linear route: what validation decides, and what it must not depend on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tsde.choosing import choose_family
+from tsde.config import Experiment, load_experiment
+from tsde.errors import ConfigError, DivergedError
+from tsde.fitting import Parts, fit_predictor, prepare
+from tsde.members import training_windows
+from tsde.models.linear import LinearRoute
+from tsde.models.recent import RecentValues
+from tsde.synthetic import ornstein_uhlenbeck
+from tsde.table import read_table
+from tsde.training import Progress
+from tsde.windows import Query, Window, eligible_origins
+
+TABLE = read_table(ornstein_uhlenbeck(24, 14, rate=0.5, level=3.0, seed=0))
+
+
+def experiment(*overrides: str) -> Experiment:
+    short = ["train.steps=20", "train.batch=4", "train.members=2", "train.workers=1", "windows.held_out=20"]
+    return load_experiment(None, ["split.by=series", *short, *overrides], horizon=1.5, model={"family": "auto"})
+
+
+def chosen(wanted: Experiment, folder: Path | None = None, seen: list[Progress] | None = None) -> tuple:
+    parts: Parts = prepare(TABLE, wanted)
+    report = [].append if seen is None else seen.append
+    return choose_family(parts.series, parts.split.folds, wanted, report, folder)
+
+
+def test_the_lowest_validation_crps_wins_and_gets_what_is_left_of_the_time() -> None:
+    seen: list[Progress] = []
+    wanted = experiment("model.candidates=[mean, filter, last]", "train.max_time=50", "model.trial=0.2")
+    found, trials = chosen(wanted, seen=seen)
+    assert list(trials) == ["mean", "filter", "last"]
+    assert found.model.family == min(trials, key=lambda name: trials[name])
+    assert found.train.steps == 20 and found.train.max_time == pytest.approx(40)
+    assert {progress.trial for progress in seen} == {"filter"}
+    assert {progress.step for progress in seen} == {4}
+    assert min(p.best for p in seen) <= trials["filter"] <= max(p.best for p in seen)
+
+
+def test_a_named_family_is_left_alone() -> None:
+    wanted = experiment("model={family: last}")
+    assert chosen(wanted) == (wanted, {})
+
+
+def test_the_chosen_family_is_what_is_trained_saved_and_said(tmp_path: Path) -> None:
+    fitted = fit_predictor(TABLE, experiment("model.candidates=[ridge, mean]"))
+    assert fitted.trials.keys() == {"ridge", "mean"}
+    assert fitted.predictor.experiment.model.family == min(fitted.trials, key=lambda name: fitted.trials[name])
+    fitted.predictor.save(tmp_path / "model")
+    assert "family: auto" not in (tmp_path / "model" / "experiment.yaml").read_text()
+
+
+def test_finished_trials_are_not_run_again(tmp_path: Path) -> None:
+    wanted = experiment("model.candidates=[filter, mean]")
+    first = chosen(wanted, tmp_path)
+    seen: list[Progress] = []
+    assert chosen(wanted, tmp_path, seen) == first
+    assert not seen
+
+
+def test_a_family_that_diverges_is_out_unless_all_do() -> None:
+    rate = "train.learning_rate=1e30"
+    found, trials = chosen(experiment("model.candidates=[filter, last]", "train.clip=1e30", rate))
+    assert trials["filter"] == float("inf") and found.model.family == "last"
+    with pytest.raises(DivergedError, match="each of filter, latent_ode diverged"):
+        chosen(experiment("model.candidates=[filter, latent_ode]", "train.clip=1e30", rate))
+
+
+def test_candidates_are_families() -> None:
+    with pytest.raises(ConfigError, match="no family 'lstm'"):
+        experiment("model.candidates=[filter, lstm]")
+    with pytest.raises(ConfigError, match=r"did you mean .model\.candidates."):
+        experiment("model.candidate=[filter]")
+
+
+def test_trials_are_in_the_card(tmp_path: Path) -> None:
+    from pipelines.card import Card
+    from pipelines.data import load
+    from pipelines.train import run, start
+
+    table = tmp_path / "table.csv"
+    ornstein_uhlenbeck(24, 14, rate=0.5, level=3.0, seed=0).to_csv(table, index=False)
+    (tmp_path / "experiment.yaml").write_text(experiment("model.candidates=[ridge, last]").to_yaml())
+    data = load(table, tmp_path / "experiment.yaml")
+    trained = run(data, tmp_path / "model", start(data, tmp_path / "model"), quiet=True)
+    assert trained.card.trials.keys() == {"ridge", "last"}
+    saved = json.loads((tmp_path / "model" / "card.json").read_text())
+    assert Card.model_validate(saved).trials == trained.card.trials
+
+
+def windows() -> list[Window]:
+    parts = prepare(TABLE, experiment())
+    return training_windows(eligible_origins(parts.series, parts.split.train), experiment().windows)
+
+
+def line(query: Query) -> Tensor:
+    """A function of the context and the lead that the route can be."""
+    summary = RecentValues()(query)[0]
+    return 0.5 + 0.3 * summary[:, :, None, :, 0] * query.lead[..., None] - 0.2 * summary[:, :, None, :, 8]
+
+
+def test_the_linear_route_finds_what_is_linear() -> None:
+    known = windows()
+    answered = [Window(w.query, line(w.query), torch.ones_like(w.mask), w.series) for w in known]
+    route, recent = LinearRoute(len(TABLE.channels), RecentValues.size), RecentValues()
+    route.fit([recent(w.query)[0] for w in answered], answered)
+    worst = max(float((route(recent(w.query)[0], w.query.lead) - w.values).abs().max()) for w in answered)
+    assert worst < 0.02
+
+
+def test_the_linear_route_goes_no_further_than_two_horizons() -> None:
+    query = windows()[0].query
+    route, summary = LinearRoute(len(TABLE.channels), RecentValues.size), RecentValues()(query)[0]
+    route.weight.normal_(generator=torch.Generator().manual_seed(0))
+    near, far = (route(summary, torch.full_like(query.lead, lead)) for lead in (2.0, 1e6))
+    assert torch.equal(near, far)
+    assert not torch.equal(near, route(summary, torch.full_like(query.lead, 1.0)))

@@ -1,0 +1,88 @@
+"""Ridge regression on summaries of the context: the baseline's forecast, and a route of every neural readout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tsde.windows import Window
+
+_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
+_FARTHEST = 2.0  # horizons: beyond, a line in the lead time is not followed any further
+_MOVING = 7
+
+
+class LinearRoute(nn.Module):
+    """x_c(t) = w_c . phi_c, one ridge regression per channel, fitted in closed form.
+
+    phi holds the channel's own recent past, every channel's last value and presence, and the channel's last value,
+    mean and one times functions of the lead. The penalty, in observations, is chosen for each channel on every fifth
+    window, all from the normal equations.
+    """
+
+    weight: Tensor
+
+    def __init__(self, channels: int, summary: int):
+        """
+        Args:
+            summary: numbers per channel in a summary of its recent past.
+        """
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(channels, summary + 2 * channels + _MOVING))
+
+    def forward(self, summary: Tensor, lead: Tensor) -> Tensor:
+        """`summary (B, K, C, F)` as `RecentValues` gives it and `lead (B, K, H)` -> means `(B, K, H, C)`."""
+        steady, moving = _parts(summary)
+        level = (steady * self.weight[:, :-_MOVING]).sum(-1)
+        return level[:, :, None] + _lead_functions(lead) @ (moving * self.weight[:, -_MOVING:]).transpose(2, 3)
+
+    def fit(self, summaries: Sequence[Tensor], windows: Sequence[Window]) -> None:
+        """Weights from the windows' observed targets, clipped at ten standard deviations."""
+        channels, size = self.weight.shape
+        moments = torch.zeros(2, channels, size + 1, size + 1, dtype=torch.float64)
+        for number, (summary, window) in enumerate(zip(summaries, windows, strict=True)):
+            phi = _features(summary, window.query.lead)
+            joint = torch.cat([phi, window.values.clamp(-10, 10)[..., None]], -1)
+            joint = torch.where(window.mask[..., None], joint, 0.0).flatten(0, 2).transpose(0, 1).double()
+            moments[int(number % 5 == 4)] += joint.transpose(1, 2) @ joint  # (C, P + 1, P + 1)
+        fitted, held = moments if len(windows) > 5 else (moments.sum(0), moments.sum(0))
+        best = torch.stack([_excess(_solve(fitted, penalty), held) for penalty in _PENALTIES]).argmin(0)  # (C,)
+        choices = torch.stack([_solve(moments.sum(0), penalty) for penalty in _PENALTIES])
+        self.weight[:] = choices[best, torch.arange(channels)].float()
+
+
+def _parts(summary: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of phi that stays over the lead, `(B, K, C, F + 2C)`, and the factors of its functions, 7 of them."""
+    channels = summary.shape[2]
+    everyone = summary[..., :2].flatten(-2)[:, :, None].expand(-1, -1, channels, -1)
+    last, mean, one = summary[..., 0], summary[..., 8], torch.ones_like(summary[..., 0])
+    return torch.cat([summary, everyone], -1), torch.stack([one, one, one, last, last, mean, mean], -1)
+
+
+def _lead_functions(lead: Tensor) -> Tensor:
+    """What each of the seven factors is multiplied by, `(B, K, H, 7)`."""
+    lead = lead.clamp(max=_FARTHEST)
+    fade = torch.exp(-3 * lead)
+    return torch.stack([torch.ones_like(lead), lead, fade, lead, fade, lead, fade], -1)
+
+
+def _features(summary: Tensor, lead: Tensor) -> Tensor:
+    """phi, `(B, K, H, C, P)`."""
+    steady, moving = _parts(summary)
+    varying = moving[:, :, None] * _lead_functions(lead)[..., None, :]
+    return torch.cat([steady[:, :, None].expand(*varying.shape[:-1], -1), varying], -1)
+
+
+def _solve(moments: Tensor, penalty: float) -> Tensor:
+    """Ridge weights `(C, P)` from joint second moments `(C, P + 1, P + 1)`; the penalty counts observations."""
+    gram, cross = moments[:, :-1, :-1], moments[:, :-1, -1]
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
+    return torch.linalg.solve(gram + (penalty + 1e-6) * eye, cross)
+
+
+def _excess(weight: Tensor, moments: Tensor) -> Tensor:
+    """Sum of squared errors of `weight (C, P)` less that of zero weights, `(C,)`, from joint second moments."""
+    gram, cross = moments[:, :-1, :-1], moments[:, :-1, -1]
+    return (weight * (gram @ weight[..., None])[..., 0] - 2 * weight * cross).sum(-1)
