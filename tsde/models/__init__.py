@@ -8,10 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tsde.model import Forecaster
 from tsde.models.filter import Filter, FilterConfig
+from tsde.models.gru import GRU, GRUConfig
 from tsde.models.last import Last, LastConfig
 from tsde.models.latent_ode import LatentODE, LatentODEConfig
 from tsde.models.latent_sde import LatentSDE, LatentSDEConfig
 from tsde.models.mean import Mean, MeanConfig
+from tsde.models.mixer import Mixer, MixerConfig
 from tsde.models.neural_cde import NeuralCDE, NeuralCDEConfig
 from tsde.models.ridge import Ridge, RidgeConfig
 
@@ -39,6 +41,8 @@ ModelConfig = Annotated[
     | NeuralCDEConfig
     | LatentODEConfig
     | LatentSDEConfig
+    | GRUConfig
+    | MixerConfig
     | LastConfig
     | MeanConfig
     | RidgeConfig,
@@ -59,6 +63,8 @@ MODELS: dict[str, Family] = {
     "neural_cde": Family(NeuralCDEConfig, NeuralCDE, "neural controlled differential equation; log-ODE by path.kind"),
     "latent_ode": Family(LatentODEConfig, LatentODE, "latent ODE: recurrent encoder, variational state at the origin"),
     "latent_sde": Family(LatentSDEConfig, LatentSDE, "latent SDE: prior and posterior over the horizon, path KL"),
+    "gru": Family(GRUConfig, GRU, "peer: gated recurrent unit with time gaps, decoder on the lead time"),
+    "mixer": Family(MixerConfig, Mixer, "peer: mixer network over channels and features of irregular series"),
     "ridge": Family(RidgeConfig, Ridge, "baseline: ridge regression on summaries of the context"),
     "last": Family(LastConfig, Last, "baseline: last value, variance growing with the gap"),
     "mean": Family(MeanConfig, Mean, "baseline: training mean and quantiles"),

@@ -36,7 +36,7 @@ class Readout(nn.Module):
         per_channel = max(8, min(width, 256 // channels))
         self.latent = nn.Linear(latent, channels * per_channel)
         self.mix = nn.Linear(per_channel, width, bias=False)
-        self.lead = nn.Linear(_LEAD_FEATURES, width)
+        self.lead = nn.Linear(LEAD_FEATURES, width)
         self.dropout = nn.Dropout(dropout)
         self.hidden = nn.Linear(width, width)
         self.out = nn.Linear(width, RecentValues.routes + 2 + heads.head_size(head))
@@ -79,7 +79,7 @@ class Readout(nn.Module):
         return heads.distribution(self.head, base + delta[..., 0], shape)
 
 
-_LEAD_FEATURES = 8
+LEAD_FEATURES = 8
 
 
 def lead_features(lead: Tensor) -> Tensor:
