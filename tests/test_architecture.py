@@ -46,6 +46,7 @@ LAYERS: dict[str, int] = {
     "windows": 7,
     "path": 8,
     "tableau": 1,
+    "trees": 1,
     "scans.pairs": 1,
     "scans.controlled": 2,
     "scans.gated": 2,

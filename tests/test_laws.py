@@ -31,7 +31,7 @@ from tsde.training import TrainConfig, fit, validation_crps
 from tsde.windows import Origins, Query, Region, Window, WindowConfig, eligible_origins, fixed_windows
 
 SIZES = {"modes": 6, "width": 8, "hidden": 8, "latent": 4, "control": 4, "horizon_modes": 4, "steps": 6}
-SIZES |= {"samples": 3, "train_samples": 2}
+SIZES |= {"samples": 3, "train_samples": 2, "blocks": 1, "trees": 20, "smallest_leaf": 4}
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "filter-gaussian": ("filter", {"head": "gaussian"}),
     "latent_ode-student_t": ("latent_ode", {"head": "student_t"}),

@@ -39,9 +39,9 @@ from tsde.windows import Fold, Origins, Region, Window, WindowConfig, eligible_o
 _SEED_STEP = 1000  # between members
 
 
-def training_windows(origins: Origins, config: WindowConfig) -> list[Window]:
-    """A fixed sample of training windows for closed-form fits."""
-    return fixed_windows(origins, config.model_copy(update={"held_out": 2000}))
+def training_windows(origins: Origins, config: WindowConfig, count: int = Forecaster.examples) -> list[Window]:
+    """A fixed sample of about `count` training windows for closed-form fits, at least two of each series."""
+    return fixed_windows(origins, config.model_copy(update={"held_out": count}))
 
 
 def train_members(
@@ -96,7 +96,7 @@ def _fresh(series: SeriesSet, folds: Sequence[Fold], experiment: Experiment, mem
     """An untrained member, prepared on its fold."""
     model = _untrained(experiment, series.values.shape[1], member)
     origins = eligible_origins(series, folds[member % len(folds)].train)
-    model.prepare(training_windows(origins, experiment.windows))
+    model.prepare(training_windows(origins, experiment.windows, model.examples))
     return model
 
 

@@ -41,6 +41,9 @@ class Forecaster(nn.Module, ABC):
     adaptive = False
     """Whether a solver's steps follow its error; such a model is asked for one series at a time."""
 
+    examples = 2000
+    """Windows that `prepare` would like to see, of the training part."""
+
     def prepare(self, windows: Sequence[Window]) -> None:
         """Fit in closed form, or take statistics, before gradient steps: what each part has to prepare, if not more."""
         for part in self.modules():

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tsde.model import Forecaster
+from tsde.models.boosting import Boosting, BoostingConfig
 from tsde.models.filter import Filter, FilterConfig
 from tsde.models.gru import GRU, GRUConfig
 from tsde.models.last import Last, LastConfig
@@ -43,6 +44,7 @@ ModelConfig = Annotated[
     | LatentSDEConfig
     | GRUConfig
     | MixerConfig
+    | BoostingConfig
     | LastConfig
     | MeanConfig
     | RidgeConfig,
@@ -65,6 +67,7 @@ MODELS: dict[str, Family] = {
     "latent_sde": Family(LatentSDEConfig, LatentSDE, "latent SDE: prior and posterior over the horizon, path KL"),
     "gru": Family(GRUConfig, GRU, "peer: gated recurrent unit with time gaps, decoder on the lead time"),
     "mixer": Family(MixerConfig, Mixer, "peer: mixer network over channels and features of irregular series"),
+    "boosting": Family(BoostingConfig, Boosting, "peer: gradient boosting on hand-made features (extra `boosting`)"),
     "ridge": Family(RidgeConfig, Ridge, "baseline: ridge regression on summaries of the context"),
     "last": Family(LastConfig, Last, "baseline: last value, variance growing with the gap"),
     "mean": Family(MeanConfig, Mean, "baseline: training mean and quantiles"),

@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import pad, silu
+from torch.nn.functional import pad
 
 from tsde import heads
 from tsde.model import Forecaster, Loss
@@ -36,7 +36,7 @@ class Mixer(Forecaster):
 
         v_cd = sum_i w_i g_d(o - t_i) u_d(x_i, c) / (sum_i w_i + 0.1),    w_i = a_d(x_i, c) b_d(o - t_i)
 
-    with positive weights, and z_c = W [v_c, log(1 + sum w), last value, its age] + e_c. Blocks mix across channels and
+    with positive weights a and b, u linear in x for each channel and dimension, and z_c = W [v_c, log(1 + sum w), last value, its age] + e_c. Blocks mix across channels and
     across features, each with a residual and a norm; x_c(t) is decoded from z_c * f(lead(t)).
 
     After IMTS-Mixer (Kloetergens et al. 2025, arXiv:2502.11816): convex sums per channel and dimension, mixer blocks,
@@ -92,9 +92,8 @@ class _Aggregate(nn.Module):
         super().__init__()
         spread = torch.linspace(0, 1, size)
         self.log_rate = nn.Parameter(torch.tensor(self.SLOWEST).log().lerp(torch.tensor(self.FASTEST).log(), spread))
-        self.value = nn.Linear(4, 32)
-        self.embedding = nn.Parameter(0.3 * torch.randn(channels, 32))
-        self.from_value = nn.Linear(32, 2 * size)
+        self.slope = nn.Parameter(torch.randn(2 * size, 1, channels))
+        self.level = nn.Parameter(0.3 * torch.randn(2 * size, 1, channels))
         self.from_age = mlp(LEAD_FEATURES, 32, 2 * size)
 
     def forward(self, query: Query) -> tuple[Tensor, Tensor]:
@@ -109,11 +108,8 @@ class _Aggregate(nn.Module):
         return average, torch.log1p(total)
 
     def _of_values(self, context: SeriesBatch) -> tuple[Tensor, Tensor]:
-        values = clipped(context)[..., None]
-        inputs = torch.cat([values, values.square() / 6, torch.zeros_like(values).expand(-1, -1, -1, 2)], -1)
-        raw, content = self.from_value(silu(self.value(inputs) + self.embedding)).chunk(2, -1)  # (B, L, C, D)
-        weight = context.mask[..., None] * torch.exp(torch.tanh(raw))
-        return weight.permute(0, 3, 1, 2), content.permute(0, 3, 1, 2)
+        raw, content = (clipped(context)[:, None] * self.slope + self.level).chunk(2, 1)  # (B, D, L, C)
+        return context.mask[:, None] * torch.exp(torch.tanh(raw)), content
 
 
 def _over_rows(decay: Tensor, content: Tensor) -> Tensor:
