@@ -17,6 +17,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tsde import trees
+
 torch.set_num_threads(1)
 settings.register_profile("tsde", deadline=None, derandomize=True, database=None)
 settings.load_profile("tsde")
@@ -38,3 +40,11 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     yield mount
     for place in places:
         subprocess.run(["umount", str(place)], check=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that run over all families leave out the one whose library is not installed."""
+    boosting = [item for item in items if "boosting" in item.name.partition("[")[2].rstrip("]").split("-")]
+    if boosting and not trees.available():
+        for item in boosting:
+            item.add_marker(pytest.mark.skip(reason="the extra `boosting` is not installed"))

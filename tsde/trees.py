@@ -147,8 +147,8 @@ def _unsound(found: re.Match[str], features: int) -> str | None:
     leaves, categories = int(found["num_leaves"]), int(found["num_cat"])
     try:
         part = {name: _numbers(name, text) for name, text in found.groupdict().items() if text is not None}
-    except ValueError:
-        return "expected numbers with single spaces between them"
+    except (ValueError, OverflowError):
+        return "expected numbers of at most 64 bits with single spaces between them"
     if len(part["leaf_value"]) != leaves or not np.isfinite(part["leaf_value"]).all():
         return f"expected {leaves} finite leaves"
     if (leaves > 1) != ("left_child" in part) or (categories > 0) != ("cat_boundaries" in part):

@@ -59,7 +59,8 @@ class Boosting(Forecaster):
     Between levels a quantile is linear on the scale of the standard normal, and so are the tails.
 
     Every fifth training series decides how many trees there are. No gradient steps: all is fitted by `prepare`, on one
-    thread, and follows from the seed. The trees are kept as text (`tsde.trees`) beside the weights.
+    thread, and follows from the seed; `train.steps` and `train.max_time` do not govern it. The trees are kept as text
+    (`tsde.trees`) beside the weights.
     """
 
     examples = 10_000
@@ -129,10 +130,12 @@ class Boosting(Forecaster):
         cells = [w.mask & (torch.rand(w.mask.shape, generator=generator) < share) for w in windows]
         features = torch.cat([self._features(w.query, chosen) for w, chosen in zip(windows, cells, strict=True)])
         targets = torch.cat([w.values[chosen] for w, chosen in zip(windows, cells, strict=True)])
-        owner = torch.cat([
-            which[..., None, None].expand(chosen.shape)[chosen]
-            for which, chosen in zip(_owners(windows), cells, strict=True)
-        ])
+        owner = torch.cat(
+            [
+                which[..., None, None].expand(chosen.shape)[chosen]
+                for which, chosen in zip(_owners(windows), cells, strict=True)
+            ]
+        )
         owners = owner.unique()
         kept = owners[torch.randperm(len(owners), generator=generator)[: len(owners) // _HELD_OUT]]
         return features, targets.clamp(-_LARGEST, _LARGEST), torch.isin(owner, kept)

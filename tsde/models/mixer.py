@@ -36,8 +36,9 @@ class Mixer(Forecaster):
 
         v_cd = sum_i w_i g_d(o - t_i) u_d(x_i, c) / (sum_i w_i + 0.1),    w_i = a_d(x_i, c) b_d(o - t_i)
 
-    with positive weights a and b, u linear in x for each channel and dimension, and z_c = W [v_c, log(1 + sum w), last value, its age] + e_c. Blocks mix across channels and
-    across features, each with a residual and a norm; x_c(t) is decoded from z_c * f(lead(t)).
+    with positive weights a and b, u linear in x for each channel and dimension, and z_c = W [v_c, log(1 + sum w), last
+    value, its age] + e_c. Blocks mix across channels and across features, each with a residual and a norm; x_c(t) is
+    decoded from z_c * f(lead(t)), added to the last value.
 
     After IMTS-Mixer (Kloetergens et al. 2025, arXiv:2502.11816): convex sums per channel and dimension, mixer blocks,
     and a decoder that multiplies a channel's vector by an encoded time. Deviations: times count from the origin;
@@ -101,11 +102,15 @@ class _Aggregate(nn.Module):
         weight, content = self._of_values(query.context)  # (B, D, L, C)
         age = query.origins[..., None] - query.context.times[:, None]  # (B, K, L)
         past, age = (age >= 0).float()[..., None], age.clamp(min=0)
-        raw, factor = self.from_age(lead_features(age)).chunk(2, -1)  # (B, K, L, D)
+        raw, factor = self.ages(age).chunk(2, -1)  # (B, K, L, D)
         decay = past * torch.exp(3 * torch.tanh(raw) - self.log_rate.exp() * age[..., None])
         total = _over_rows(decay, weight)
         average = _over_rows(decay * (1 + factor), weight * content) / (total + 0.1)
         return average, torch.log1p(total)
+
+    def ages(self, age: Tensor) -> Tensor:
+        """What an age does to weights, and to values, `(...)` -> `(..., 2 D)`."""
+        return self.from_age(lead_features(age))
 
     def _of_values(self, context: SeriesBatch) -> tuple[Tensor, Tensor]:
         raw, content = (clipped(context)[:, None] * self.slope + self.level).chunk(2, 1)  # (B, D, L, C)
