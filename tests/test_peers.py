@@ -277,8 +277,9 @@ def test_a_model_of_trees_without_the_library_says_what_to_install(
 
 def test_without_the_library_the_choice_is_refused_and_all_others_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trees, "available", lambda: False)
-    with pytest.raises(ConfigError, match="expects LightGBM, which is not installed: python -m pip install lightgbm"):
-        load_experiment(None, ["model.family=boosting"], horizon=1)
+    for words in (["model.family=boosting"], ["model={family: auto, candidates: [filter, boosting]}"]):
+        with pytest.raises(ConfigError, match="expects LightGBM, which is not installed: python -m pip install light"):
+            load_experiment(None, words, horizon=1)
     words = ["model.family=gru", "model.hidden=8", "model.width=8", "train.steps=1", "train.members=1"]
     found = fit_predictor(read_table(spirals(20, 8, seed=1)), load_experiment(None, words, horizon=1))
     assert np.isfinite(found.predictor.forecast(read_table(spirals(3, 8, seed=2)))["tsde"]).all()

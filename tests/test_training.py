@@ -28,7 +28,7 @@ from tsde.training import Progress, TrainConfig, divergence, fit, validation_crp
 from tsde.windows import Origins, Query, Region, Window, WindowConfig, eligible_origins, fixed_windows
 
 WINDOWS = WindowConfig(origins=2, targets=4, thinning=0.3, held_out=16)
-SIZES = {"modes": 4, "width": 8, "hidden": 6, "latent": 4, "control": 3, "horizon_modes": 3, "steps": 3}
+SIZES = {"modes": 4, "width": 8, "hidden": 8, "latent": 4, "control": 3, "horizon_modes": 3, "steps": 3}
 SIZES |= {"samples": 2, "train_samples": 2}
 TRAINED = [
     name

@@ -21,8 +21,8 @@ from tsde.errors import ConfigError
 if TYPE_CHECKING:
     import lightgbm
 
-INSTALL = "python -m pip install lightgbm"
-"""What brings the optional dependency."""
+MISSING = "family boosting expects LightGBM, which is not installed: python -m pip install lightgbm"
+"""What a person without the optional dependency reads."""
 
 _END = "end of trees\n"
 _INTEGERS = {"split_feature", "decision_type", "left_child", "right_child", "cat_boundaries", "cat_threshold"}
@@ -53,7 +53,7 @@ def library() -> Any:
     try:
         return importlib.import_module("lightgbm")
     except ImportError as error:
-        raise ConfigError(f"family boosting expects LightGBM, which is not installed: {INSTALL}") from error
+        raise ConfigError(MISSING) from error
     except OSError as error:
         raise ConfigError(
             f"family boosting expects LightGBM, which cannot be loaded ({error}); on Debian and Ubuntu it needs the "

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from tsde import trees
 from tsde.model import Forecaster
 from tsde.models.boosting import Boosting, BoostingConfig
 from tsde.models.filter import Filter, FilterConfig
@@ -33,6 +34,8 @@ class AutoConfig(BaseModel):
     def _families(cls, candidates: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := [name for name in candidates if name not in MODELS]:
             raise ValueError(f"there is no family {unknown[0]!r}; expected some of {', '.join(MODELS)}")
+        if "boosting" in candidates and not trees.available():
+            raise ValueError(trees.MISSING)
         return candidates
 
 

@@ -14,7 +14,7 @@ from tsde import trees
 from tsde.distribution import GRID, Quantiles
 from tsde.model import Forecaster, Loss
 from tsde.models.parts import clip_values, closed_form_loss
-from tsde.models.readout import RecentValues, last_observed
+from tsde.models.recent import RecentValues, last_observed
 from tsde.windows import Query, Window
 
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
@@ -43,7 +43,7 @@ class BoostingConfig(BaseModel):
     @model_validator(mode="after")
     def _is_installed(self) -> BoostingConfig:
         if not trees.available():
-            raise ValueError(f"family boosting expects LightGBM, which is not installed: {trees.INSTALL}")
+            raise ValueError(trees.MISSING)
         return self
 
 
@@ -70,7 +70,7 @@ class Boosting(Forecaster):
         self.config, self.channels = config, channels
         self.features = 4 + _RATES + RecentValues.size + 2 * channels
         self.seed = int(torch.randint(2**31 - 1, ()))
-        self.recent = RecentValues().requires_grad_(False)
+        self.recent = RecentValues()
         self._take(trees.constants([0.0, *torch.special.ndtri(torch.tensor(LEVELS)).tolist()], self.features).encode())
 
     def _take(self, text: bytes) -> None:
@@ -148,7 +148,7 @@ class Boosting(Forecaster):
         value, age = torch.where(known, clip_values(value), torch.nan), torch.where(known, age, torch.nan)
         b, k, h, c = cells.nonzero(as_tuple=True)
         lead, own, last = query.lead[b, k, h], recent[b, k, c], value[b, k, c]
-        rise = own[:, _SLOPES] * self.recent.log_rate.exp() * lead[:, None]
+        rise = own[:, _SLOPES] * lead.new_tensor(RecentValues.RATES) * lead[:, None]
         moving = torch.stack([c.float(), lead, age[b, k, c] + lead, last], -1)
         everyone = torch.cat([value, age], -1)[b, k]
         return torch.cat([moving, last[:, None] + clip_values(rise), own, everyone], -1)

@@ -13,7 +13,8 @@ from torch.nn.functional import pad
 from tsde import heads
 from tsde.model import Forecaster, Loss
 from tsde.models.parts import clip_values, clipped, mean_loss, mlp
-from tsde.models.readout import LEAD_FEATURES, last_observed, lead_features
+from tsde.models.readout import LEAD_FEATURES, lead_features
+from tsde.models.recent import last_observed
 from tsde.windows import Query, Window
 
 
