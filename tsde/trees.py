@@ -21,7 +21,7 @@ from tsde.errors import ConfigError
 if TYPE_CHECKING:
     import lightgbm
 
-MISSING = "family boosting expects LightGBM, which is not installed: python -m pip install lightgbm"
+MISSING = "family boosting expects LightGBM, which is not installed (python -m pip install lightgbm)"
 """What a person without the optional dependency reads."""
 
 _END = "end of trees\n"

@@ -63,11 +63,10 @@ class Boosting(Forecaster):
     (`tsde.trees`) beside the weights.
     """
 
-    examples = 10_000
-
     def __init__(self, config: BoostingConfig, channels: int):
         super().__init__()
         self.config, self.channels = config, channels
+        self.examples = max(Forecaster.examples, config.cells // (10 * channels))  # a third of 32 targets is observed
         self.features = 4 + _RATES + RecentValues.size + 2 * channels
         self.seed = int(torch.randint(2**31 - 1, ()))
         self.recent = RecentValues()
