@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
@@ -136,7 +137,44 @@ def test_evaluation_finds_the_test_part_of_the_training_table(job: Job, tmp_path
     kept = json.loads(succeed("evaluate", job.model, "--json").stdout)
     again = json.loads(succeed("evaluate", job.model, "--data", job.table, "--json", "--plots", tmp_path / "p").stdout)
     assert again == kept
-    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["coverage.png", "forecasts.png", "reliability.png"]
+    drawn = [f"{name}.png" for name in ("channels", "coverage", "forecasts", "reliability", "skill")]
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == drawn
+
+
+def test_evaluation_says_what_the_model_saves_of_each_baseline(job: Job) -> None:
+    found = succeed("evaluate", job.model, "--json")
+    said, skills = succeed("evaluate", job.model).stdout, json.loads(found.stdout)["skills"]
+    assert set(skills) == {"last", "mean", "ridge"}
+    for measure in ("crps", "mse"):
+        table = said.partition(f"Share of a baseline's {measure.upper()}")[2].partition("one standard")[0]
+        for each in skills.values():
+            for part in (each["overall"], *each["by_lead"], *each["by_channel"]):
+                assert f"{100 * part[measure]['value']:+.1f} ± {100 * part[measure]['error']:.1f}" in table
+    for level in (50, 80, 95):
+        assert said.count(f"{level} % coverage") >= 2
+
+
+def test_evaluation_writes_a_row_per_part_and_forecaster(job: Job, tmp_path: Path) -> None:
+    out = tmp_path / "scores.csv"
+    board = json.loads(succeed("evaluate", job.model, "--out", out, "--json").stdout)
+    frame = pd.read_csv(out)
+    assert frame.groupby("forecast_by", sort=False).size().to_dict() == dict.fromkeys(
+        ("filter", "last", "mean", "ridge"), 1 + 4 + 2
+    )
+    ridge = frame[(frame["forecast_by"] == "ridge") & (frame["part"] == "channel")]
+    parts = board["baselines"]["ridge"]["after"]["by_channel"]
+    assert ridge["channel"].tolist() == ["x", "y"] == [part["name"] for part in parts]
+    assert ridge["coverage_95_se"].tolist() == pytest.approx([part["scores"]["coverage"]["95"][1] for part in parts])
+    own = frame[frame["forecast_by"] == "filter"]
+    assert own["lead_to"].max() == pytest.approx(1, rel=1e-3) and own["series"].tolist()[0] == 6
+    skill = board["skills"]["ridge"]
+    parts = [skill["overall"], *skill["by_lead"], *skill["by_channel"]]
+    expected = [(part["mse"]["value"], part["mse"]["error"]) for part in parts]
+    columns = ["mse_skill_vs_ridge", "mse_skill_vs_ridge_se"]
+    assert own[columns].to_numpy() == pytest.approx(np.array(expected), rel=1e-6)
+    assert frame.loc[frame["forecast_by"] != "filter", columns].isna().all(axis=None)
+    assert (own["mse_skill_vs_ridge_lo"] < own["mse_skill_vs_ridge"]).all()
+    refuse(2, "evaluate", job.model, "--out", tmp_path / "scores.xlsx")
 
 
 def test_evaluation_takes_all_of_another_table(job: Job, tmp_path: Path) -> None:
