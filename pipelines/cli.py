@@ -174,7 +174,7 @@ def evaluate(
 
     board = evaluate.run(tracking.resolve_model(model), data, columns, plots, out)
     if json:
-        print(board.model_dump_json(indent=1))
+        print(board.as_json())
     else:
         _print(board, by_channel=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
 from pydantic import BaseModel
@@ -41,6 +42,10 @@ class Scoreboard(BaseModel, frozen=True):
     model: Entry
     baselines: dict[str, Entry]
     skills: dict[str, Comparison] = {}
+
+    def as_json(self) -> str:
+        """Everything, for programs, in ASCII: escapes of a terminal's making would be no JSON."""
+        return json.dumps(json.loads(self.model_dump_json()), indent=1)
 
     def rows(self) -> Iterator[tuple[str, Entry]]:
         """Name and scores, the model first."""

@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner, Result
+from commands import refuse, succeed, tsde
 
 import pipelines.demo
 import pipelines.train
-from pipelines.cli import app
 from pipelines.exits import CODES
 from tsde import errors
 from tsde.config import load_experiment
@@ -31,16 +30,6 @@ SMALL = [
     *("--set", "train.steps=20", "--set", "train.validate_every=10", "--set", "train.members=1"),
     *("--set", "model.modes=4", "--set", "model.width=8", "--set", "model.horizon_modes=4", "--set", "model.steps=3"),
 ]
-
-
-def tsde(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def succeed(*arguments: object) -> Result:
-    result = tsde(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 @dataclass(frozen=True)
@@ -224,15 +213,6 @@ def test_an_interrupted_run_is_resumed_to_the_same_model(
     succeed("train", "--resume", f"{out}.run", "--no-track", "--quiet")
     assert (out / "weights.safetensors").read_bytes() == (job.model / "weights.safetensors").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "table.csv"]
-
-
-def refuse(code: int, *arguments: object) -> str:
-    """The one message on stderr of a command that fails with this code."""
-    result = tsde(*arguments)
-    assert result.exit_code == code, f"{result.exit_code}: {result.output}"
-    assert result.stdout == "" and "Traceback" not in result.stderr
-    assert result.stderr.count("error: ") == 1 and result.stderr.startswith("error: "), result.stderr
-    return result.stderr
 
 
 HEADER = "unique_id,ds,y\n"

@@ -13,15 +13,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import browser
+import commands
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from pipelines import data, fans, report, train, verdicts
 from pipelines.card import Card
-from pipelines.cli import app
 from pipelines.heldout import HeldOut, of_table
 from pipelines.scores import Entry, Scoreboard
 from tsde.config import Experiment
@@ -173,7 +172,7 @@ def test_headings_tables_and_figures_are_named(page: str) -> None:
 
 
 def test_the_numbers_are_those_of_evaluate(model: Model) -> None:
-    said = CliRunner().invoke(app, ["evaluate", str(model.folder), "--json"]).stdout
+    said = commands.succeed("evaluate", model.folder, "--json").stdout
     board = json.loads(said)
     for page in (model.bare, model.full):
         text = read(page).text
@@ -190,7 +189,7 @@ def test_the_numbers_are_those_of_evaluate(model: Model) -> None:
 
 
 def test_the_skill_on_the_page_is_that_of_evaluate(model: Model) -> None:
-    found = json.loads(CliRunner().invoke(app, ["evaluate", str(model.folder), "--json"]).stdout)["skills"]
+    found = json.loads(commands.succeed("evaluate", model.folder, "--json").stdout)["skills"]
     assert set(found) == {"last", "mean", "ridge"}
     text = read(model.bare).text
     for skills in found.values():
