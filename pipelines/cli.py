@@ -161,18 +161,20 @@ def evaluate(
     columns: dict[str, Any],
     data: Data = None,
     json: Json = False,
-    plots: Annotated[Path | None, Option(metavar="DIR", help="Draw reliability, coverage and forecasts here.")] = None,
+    out: Annotated[Path | None, Option(metavar="S.csv", help="Also .csv.gz or .parquet: all scores as rows.")] = None,
+    plots: Annotated[Path | None, Option(metavar="DIR", help="Draw skill, calibration and forecasts here.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Score a model beside naive baselines.
 
     On DATASET|TABLE, or as it was scored after training. Of the table it was trained on only the test part counts.
+    docs/evaluation.md says what the numbers mean.
     """
     from pipelines import evaluate, tracking
 
-    board = evaluate.run(tracking.resolve_model(model), data, columns, plots)
+    board = evaluate.run(tracking.resolve_model(model), data, columns, plots, out)
     if json:
-        print(board.model_dump_json(indent=1))
+        print(board.as_json())
     else:
         _print(board, by_channel=True)
 
@@ -312,10 +314,13 @@ def _show(trained: Trained) -> None:
 def _print(board: Scoreboard, by_channel: bool = False) -> None:
     from rich.console import Console
 
-    from pipelines import scores
+    from pipelines import score_tables as tables
 
     console = Console(width=None if sys.stdout.isatty() else 100)
-    console.print(scores.overall_table(board))
-    console.print(scores.lead_table(board))
+    console.print(tables.overall_table(board))
+    if board.skills:
+        for measure in ("crps", "mse"):
+            console.print(tables.skill_table(board, measure, by_channel))
+    console.print(tables.lead_table(board))
     if by_channel:
-        console.print(scores.channel_table(board))
+        console.print(tables.channel_table(board))

@@ -10,6 +10,8 @@ from pipelines import pictures
 from pipelines.card import Card
 from pipelines.data import load_for
 from pipelines.heldout import HeldOut, of_table
+from pipelines.rows import require_table_name
+from pipelines.score_tables import write_rows
 from pipelines.scores import Scoreboard, score
 from tsde.errors import CannotWriteError, UsageError
 from tsde.plot import save_figure
@@ -17,14 +19,23 @@ from tsde.predictor import Predictor
 
 
 def run(
-    model: Path, data: Path | None = None, columns: Mapping[str, Any] | None = None, plots: Path | None = None
+    model: Path,
+    data: Path | None = None,
+    columns: Mapping[str, Any] | None = None,
+    plots: Path | None = None,
+    out: Path | None = None,
 ) -> Scoreboard:
-    """Score the model beside its baselines on `data`, or look up the scores of its training; draw them into `plots`.
+    """Score the model beside its baselines on `data`, or look up the scores of its training.
+
+    Args:
+        plots: a directory for figures. out: a table of all scores.
 
     Raises:
-        UsageError: no data, and no scores were kept.
+        UsageError: no data, and no scores were kept; or `out` is no name of a table.
         DataError: the table leaves nothing to score.
     """
+    if out is not None:
+        require_table_name(out)
     predictor = Predictor.load(model)
     if data is None:
         card = Card.of(predictor)
@@ -36,6 +47,8 @@ def run(
         board = score(predictor, held_out.windows, held_out.part)
     if plots is not None:
         _draw(predictor, board, held_out, plots)
+    if out is not None:
+        write_rows(board, out)
     return board
 
 

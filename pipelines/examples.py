@@ -21,6 +21,7 @@ _LINES = {
     "evaluate": (
         "tsde evaluate model",
         "tsde evaluate model --data new_labs.csv --plots figures --json",
+        "tsde evaluate model --out scores.csv",
     ),
     "forecast": (
         "tsde forecast model labs.csv --horizon 30d --step 1d --out forecasts.csv",

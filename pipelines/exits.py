@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from pipelines.messages import speak_any_encoding
 from tsde.errors import (
     ArtifactError,
     CannotWriteError,
@@ -40,6 +41,7 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """`--debug` may stand anywhere: people add it at the end of a command that failed."""
+        speak_any_encoding()
         debug = ["--debug"] * ("--debug" in args)
         return super().parse_args(ctx, debug + [arg for arg in args if arg != "--debug"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 
@@ -20,6 +21,13 @@ def listen(quiet: bool = False) -> None:
     _LOG.handlers = [_Stderr()]
     _LOG.setLevel(logging.WARNING if quiet else logging.INFO)
     _LOG.propagate = False
+
+
+def speak_any_encoding() -> None:
+    """Print names as escapes where the terminal's encoding lacks their letters, instead of failing over them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def note(text: str) -> None:

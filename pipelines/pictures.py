@@ -11,9 +11,10 @@ import pandas as pd
 from pipelines.card import Curve
 from pipelines.heldout import HeldOut
 from pipelines.question import Question
-from pipelines.scores import LEVEL, Scoreboard
+from pipelines.scores import MEASURES, Scoreboard
 from tsde import plot
 from tsde.errors import DataError
+from tsde.evaluation import LEVELS, Measure, Skills
 from tsde.predictor import Predictor
 from tsde.table import Queries, Table
 
@@ -22,28 +23,75 @@ if TYPE_CHECKING:
 
 BANDS = (50.0, 80.0)
 _PANELS = 6
+_CHANNELS = 30  # bars that a page has room for
 _STEPS = 24  # times at which a fan is drawn over the horizon
 
 
 def of_scores(board: Scoreboard) -> dict[str, Figure]:
-    """The reliability diagram and the coverage by lead time, by file name."""
-    return {"reliability.png": of_reliability(board), "coverage.png": of_coverage(board, LEVEL)}
+    """Calibration, and skill where it is known, by file name."""
+    figures = {"reliability.png": of_reliability(board), "coverage.png": of_coverage(board, LEVELS)}
+    if board.skills:
+        figures |= {"skill.png": of_skill(board), "channels.png": of_channels(board)}
+    return figures
 
 
 def of_reliability(board: Scoreboard) -> Figure:
     """The model's observed frequencies against its quantile levels."""
     before, after = board.model.before, board.model.after
-    return plot.reliability_diagram(np.array(after.levels), np.array(before.frequency), np.array(after.frequency), None)
+    error = _known(np.array(after.frequency_error))
+    return plot.reliability_diagram(
+        np.array(after.levels), np.array(before.frequency), np.array(after.frequency), error
+    )
 
 
-def of_coverage(board: Scoreboard, level: int) -> Figure:
-    """Coverage of the model's central interval of this level by lead time."""
+def of_coverage(board: Scoreboard, levels: Sequence[int]) -> Figure:
+    """Coverage of the model's central intervals of these levels by lead time."""
     before, after = board.model.before.by_lead, board.model.after.by_lead
-    leads = np.array([part.lead or (0.0, 0.0) for part in after]).mean(1) * board.horizon
-    raw, found = (np.array([part.scores.coverage[level] for part in parts]) for parts in (before, after))
-    error = found[:, 1] if np.isfinite(found[:, 1]).any() else None  # of one series there is none
-    unit = board.unit or "the table's unit of time"
-    return plot.coverage_by_lead(leads, raw[:, 0], found[:, 0], error, level, unit)
+    shares = {}
+    for level in levels:
+        raw, found = (np.array([part.scores.coverage[level] for part in parts]) for parts in (before, after))
+        shares[level] = raw[:, 0], found[:, 0], _known(found[:, 1])
+    return plot.coverage_by_lead(_leads(board), shares, _unit(board))
+
+
+def of_skill(board: Scoreboard) -> Figure:
+    """The model's skill against each baseline by lead time, with 95 % intervals."""
+    measures = {
+        measure.upper(): {name: _ranges(found.by_lead, measure) for name, found in board.skills.items()}
+        for measure in MEASURES
+    }
+    return plot.skill_by_lead(_leads(board), measures, _unit(board))
+
+
+def of_channels(board: Scoreboard) -> Figure:
+    """The model's CRPS skill against each baseline by channel, those with most observations where there are many."""
+    parts = board.model.after.by_channel
+    chosen = sorted(sorted(range(len(parts)), key=lambda c: -parts[c].scores.count)[:_CHANNELS])
+    names = [parts[c].name for c in chosen]
+    skills = {name: _ranges([found.by_channel[c] for c in chosen], "crps") for name, found in board.skills.items()}
+    return plot.skill_by_channel(names, skills, "CRPS")
+
+
+def _ranges(skills: Sequence[Skills], measure: Measure) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Skill, and the lower and upper end of its interval, each `(K,)`; NaN where there is none."""
+    each = [getattr(found, measure) for found in skills]
+    rows = np.array([(skill.value, *skill.interval()) for skill in each])
+    value, low, high = np.where(np.isfinite(rows), rows, np.nan).T
+    return value, low, high
+
+
+def _known(error: np.ndarray) -> np.ndarray | None:
+    """Standard errors; of one series, or on a card of an older version, there are none."""
+    return error if len(error) and np.isfinite(error).any() else None
+
+
+def _leads(board: Scoreboard) -> np.ndarray:
+    """Middle of each lead-time bin in the horizon's unit."""
+    return np.array([part.lead or (0.0, 0.0) for part in board.model.after.by_lead]).mean(1) * board.horizon
+
+
+def _unit(board: Scoreboard) -> str:
+    return board.unit or "the table's unit of time"
 
 
 def of_training(curves: Sequence[Curve]) -> Figure:

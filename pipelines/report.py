@@ -19,6 +19,7 @@ from pipelines.heldout import of_table
 from pipelines.scores import Scoreboard, score
 from pipelines.svg import inline_svg, printable
 from tsde import plot
+from tsde.evaluation import LEVELS
 from tsde.files import write_file
 from tsde.predictor import Predictor
 
@@ -56,16 +57,30 @@ class Page:
         """How far the model forecasts, as text."""
         return self.predictor.clock.format_duration(self.predictor.scaler.horizon)
 
+    def skill(self, board: Scoreboard) -> list[Drawing]:
+        """Skill against each baseline by lead time and by channel; none on a card of an older version."""
+        if not board.skills:
+            return []
+        told = (
+            "share of its error that the model saves, with a 95 % interval. Above the dashed line the model is better"
+        )
+        by_lead = f"By lead time and baseline: the {told}."
+        by_channel = "The same for the CRPS by channel; to the right of the dashed line the model is better."
+        return [
+            _drawing(pictures.of_skill(board), "skill", "Skill against each baseline by lead time", by_lead),
+            _drawing(pictures.of_channels(board), "skill-channels", "Skill by channel", by_channel),
+        ]
+
     def calibration(self, board: Scoreboard) -> list[Drawing]:
         """Coverage by lead time at every level, and the reliability diagram."""
         drawings = [
             _drawing(
-                pictures.of_coverage(board, level),
+                pictures.of_coverage(board, [level]),
                 f"coverage-{level}",
                 f"Coverage of the {level} % interval by lead time",
                 f"Share of observations inside the central {level} % interval. The dashed line is what was promised.",
             )
-            for level in verdicts.LEVELS
+            for level in LEVELS
         ]
         caption = "How often an observation was at or below each quantile. The dashed line is ideal."
         return [*drawings, _drawing(pictures.of_reliability(board), "reliability", "Reliability", caption)]
@@ -108,11 +123,13 @@ def gather(model: Path, data: Path | None = None, columns: Mapping[str, Any] | N
 def render(page: Page) -> str:
     """The page as HTML. Every text in it is escaped, whoever chose it; equal pages give equal text."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"score": _score, "percent": _percent, "plain": _plain, "margin": _margin}
+    environment.filters |= {"score": _score, "percent": _percent, "plain": _plain, "margin": _margin, "saved": _saved}
     source = files("pipelines")
     template = environment.from_string((source / "report.html").read_text(encoding="utf-8"))
     style = (source / "report.css").read_text(encoding="utf-8")
-    shown = template.render(page=page, style=style, verdicts=verdicts, history=fans.HISTORY, rows=fans.ROWS)
+    shown = template.render(
+        page=page, style=style, verdicts=verdicts, levels=LEVELS, history=fans.HISTORY, rows=fans.ROWS
+    )
     return printable(shown).strip() + "\n"
 
 
@@ -136,8 +153,15 @@ def _percent(share: float) -> str:
 
 
 def _margin(error: float) -> str:
-    """A standard error in per cent; of a single series there is none."""
+    """A standard error in per cent; of a single series there is none, nor of what is undefined."""
+    if np.isnan(error):
+        return ""
     return f"± {100 * error:.1f}" if np.isfinite(error) else "(one series)"
+
+
+def _saved(share: float) -> str:
+    """Skill in per cent; against a baseline without error there is none."""
+    return f"{100 * share:+.1f}" if np.isfinite(share) else "undefined"
 
 
 def _plain(value: float) -> str:

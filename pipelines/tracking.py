@@ -6,6 +6,7 @@ MLflow takes more than a second to import, so it is imported on first use.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
@@ -19,9 +20,12 @@ from typing import Any
 import tsde
 from pipelines.card import Card
 from pipelines.dashboard import artifacts_beside, require, store
-from pipelines.scores import LEVEL, Entry, Scoreboard
+from pipelines.rows import as_csv
+from pipelines.score_tables import frame
+from pipelines.scores import LEVEL, MEASURES, Entry, Scoreboard
 from pipelines.train import Trained
 from tsde.errors import MissingInputError
+from tsde.evaluation import Scores, Skills
 
 NAME = "tsde"
 """Of the experiment and of the registered model; the newest version is `models:/tsde@latest`."""
@@ -43,6 +47,8 @@ def record(trained: Trained) -> str:
         mlflow.log_text(trained.predictor.experiment.to_yaml(), "experiment.yaml")
         _log_metrics(client, run.info.run_id, trained, began)
         _log_figures(mlflow, trained)
+        if trained.card.scores is not None:
+            mlflow.log_text(as_csv(frame(trained.card.scores)), "scores.csv")
         mlflow.log_artifacts(str(trained.out), _ARTIFACT)
         _register(mlflow, client, run.info.run_id, trained)
     return run.info.run_id
@@ -114,20 +120,38 @@ def _log_metrics(client: Any, run_id: str, trained: Trained, began: int) -> None
     now = int(1000 * time.time())
     points += [metric(f"trial/{name}", crps, now, 0) for name, crps in trained.card.trials.items()]
     if trained.card.scores is not None:
-        points += [metric(name, value, now, 0) for name, value in _final(trained.card.scores)]
+        points += [metric(name, value, now, step) for name, value, step in _final(trained.card.scores)]
     for start in range(0, len(points), 1000):
         client.log_batch(run_id, metrics=points[start : start + 1000])
 
 
-def _final(board: Scoreboard) -> Iterator[tuple[str, float]]:
+def _final(board: Scoreboard) -> Iterator[tuple[str, float, int]]:
+    """Name, value and step of every final score; lead-time bins count as steps. What is undefined is left out."""
     for prefix, entry in {"test": board.model, **{f"test-{name}": e for name, e in board.baselines.items()}}.items():
-        yield from ((f"{prefix}/{name}", value) for name, value in _summary(board, entry))
+        yield from ((f"{prefix}/{name}", value, 0) for name, value in _summary(board, entry))
+    uncertain = [(name, pair, 0) for name, pair in _uncertain(board.model.after.overall, board.overall_skills())]
+    leads = zip(board.model.after.by_lead, board.by_lead(), strict=True)
+    for step, (part, (_, skills)) in enumerate(leads):
+        uncertain += [(f"by_lead/{name}", pair, step) for name, pair in _uncertain(part.scores, skills)]
+    for name, pair, step in uncertain:
+        named = zip((f"test/{name}", f"test/{name}_se"), pair, strict=True)
+        yield from ((text, value, step) for text, value in named if math.isfinite(value))
+
+
+def _uncertain(scores: Scores, skills: Mapping[str, Skills]) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Coverage and skill with their standard errors."""
+    yield from ((f"coverage_{level}", pair) for level, pair in scores.coverage.items())
+    for name, found in skills.items():
+        for measure in MEASURES:
+            skill = getattr(found, measure)
+            yield f"skill_{measure}_vs_{name}", (skill.value, skill.error)
 
 
 def _summary(board: Scoreboard, entry: Entry) -> Iterator[tuple[str, float]]:
     scores = entry.after.overall
     yield from {"crps": scores.crps, "mse": scores.mse, "mae": scores.mae, "nll": scores.nll}.items()
-    yield f"coverage_{LEVEL}", scores.coverage[LEVEL][0]
+    if entry is not board.model:
+        yield f"coverage_{LEVEL}", scores.coverage[LEVEL][0]
     yield f"coverage_{LEVEL}_uncalibrated", entry.before.overall.coverage[LEVEL][0]
     yield "skill", board.skill(entry)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 from pipelines.scores import Entry, Scoreboard
-from tsde.evaluation import Scores
+from tsde.evaluation import LEVELS, Scores, Skill
 
-LEVELS = (50, 80, 95)
 _MEASURES = {"crps": "CRPS", "mse": "MSE", "mae": "MAE"}
 _DOUBT = 2.0  # standard errors within which a coverage is no different from its level
 
@@ -28,39 +27,70 @@ def gain(board: Scoreboard) -> float:
 
 
 def skill(board: Scoreboard) -> list[str]:
-    """Whether the model beats its baselines, by every measure; the baseline is named where it does not."""
+    """Whether the model beats its baselines, by every measure; the baseline is named where it does not.
+
+    A difference counts only where zero lies outside the 95 % interval of the paired skill.
+    """
     name, entry = best_baseline(board)
     ours, theirs = board.model.after.overall.crps, entry.after.overall.crps
+    found = board.skills[name].overall.crps if name in board.skills else None
     if ours < theirs:
-        saved = f"{100 * gain(board):.1f} % lower than that of the best baseline, {name}"
-        first = f"The model's CRPS is {saved} ({ours:.4f} against {theirs:.4f})."
+        saved = f"{_give_or_take(gain(board), found)} % lower than that of the best baseline, {name}"
+        first = f"The model's CRPS is {saved} ({ours:.4f} against {theirs:.4f}){_doubt(found)}."
     else:
+        says = "A baseline does as well" if found and found.verdict() == 0 else "A baseline wins"
         first = (
-            f"A baseline wins: {name} has a CRPS of {theirs:.4f}, no higher than the model's {ours:.4f}. "
+            f"{says}: {name} has a CRPS of {theirs:.4f}, no higher than the model's {ours:.4f}. "
             f"It is as simple as can be, so prefer it: tsde train --family {name}"
         )
     return [first, *filter(None, (_other(board, measure) for measure in ("mse", "mae")))]
 
 
+def _give_or_take(share: float, found: Skill | None) -> str:
+    error = found.error if found else math.inf
+    return f"{100 * share:.1f} ± {100 * error:.1f}" if math.isfinite(error) else f"{100 * share:.1f}"
+
+
+def _doubt(found: Skill | None) -> str:
+    return "" if found is None or found.verdict() else ", too little to tell from chance on these series"
+
+
 def _other(board: Scoreboard, measure: str) -> str | None:
-    """Where a baseline is better by this measure."""
+    """Where a baseline is better by this measure, or cannot be told from the model."""
     ours = getattr(board.model.after.overall, measure)
     name, theirs = min(
         ((name, getattr(entry.after.overall, measure)) for name, entry in rivals(board).items()),
         key=lambda item: item[1],
     )
-    if ours < theirs:
-        return None
-    return f"By {_MEASURES[measure]} the baseline {name} is no worse ({theirs:.4f} against {ours:.4f})."
+    values, title = f"({theirs:.4f} against {ours:.4f})", _MEASURES[measure]
+    if ours >= theirs:
+        return f"By {title} the baseline {name} is no worse {values}."
+    if measure == "mse" and name in board.skills and not board.skills[name].overall.mse.verdict():
+        return f"By {title} the model cannot be told from the baseline {name} {values}."
+    return None
 
 
 def channels(board: Scoreboard) -> str:
-    """For how many channels a baseline does at least as well."""
-    lost = [part.name for part in board.model.after.by_channel if part.scores.crps >= best_for(board, part.name)[1]]
-    total = len(board.model.after.by_channel)
+    """For how many channels a baseline does at least as well, and where the difference is more than chance."""
+    parts = board.model.after.by_channel
+    lost = [part.name for part in parts if part.scores.crps >= best_for(board, part.name)[1]]
     if not lost:
-        return f"The model has a lower CRPS than every baseline in each of the {total} channels that were scored."
-    return f"In {len(lost)} of {total} channels a baseline has a CRPS no higher than the model's; they are marked."
+        first = f"The model has a lower CRPS than every baseline in each of the {len(parts)} channels that were scored."
+    else:
+        worse = f"In {len(lost)} of {len(parts)} channels a baseline"
+        first = f"{worse} has a CRPS no higher than the model's; they are marked."
+    verdicts = [found.verdict() for part in parts if (found := skill_for(board, part.name)) is not None]
+    if not verdicts:
+        return first
+    told = f"{verdicts.count(1)} of {len(parts)} channels, and worse in {verdicts.count(-1)}"
+    return f"{first} Beyond chance it is better than the channel's best baseline in {told}."
+
+
+def skill_for(board: Scoreboard, channel: str) -> Skill | None:
+    """The model's CRPS skill against the best baseline of a channel; None on a card of an older version."""
+    skills = dict(board.by_channel())[channel]
+    found = skills.get(best_for(board, channel)[0])
+    return found.crps if found else None
 
 
 def best_for(board: Scoreboard, channel: str) -> tuple[str, float]:

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner, Result
+from commands import refuse, succeed, tsde
 
 import pipelines.demo
 import pipelines.train
-from pipelines.cli import app
 from pipelines.exits import CODES
 from tsde import errors
 from tsde.config import load_experiment
@@ -30,16 +30,6 @@ SMALL = [
     *("--set", "train.steps=20", "--set", "train.validate_every=10", "--set", "train.members=1"),
     *("--set", "model.modes=4", "--set", "model.width=8", "--set", "model.horizon_modes=4", "--set", "model.steps=3"),
 ]
-
-
-def tsde(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def succeed(*arguments: object) -> Result:
-    result = tsde(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 @dataclass(frozen=True)
@@ -136,7 +126,45 @@ def test_evaluation_finds_the_test_part_of_the_training_table(job: Job, tmp_path
     kept = json.loads(succeed("evaluate", job.model, "--json").stdout)
     again = json.loads(succeed("evaluate", job.model, "--data", job.table, "--json", "--plots", tmp_path / "p").stdout)
     assert again == kept
-    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["coverage.png", "forecasts.png", "reliability.png"]
+    drawn = [f"{name}.png" for name in ("channels", "coverage", "forecasts", "reliability", "skill")]
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == drawn
+
+
+def test_evaluation_says_what_the_model_saves_of_each_baseline(job: Job) -> None:
+    found = succeed("evaluate", job.model, "--json")
+    said, skills = succeed("evaluate", job.model).stdout, json.loads(found.stdout)["skills"]
+    assert set(skills) == {"last", "mean", "ridge"}
+    for measure in ("crps", "mse"):
+        table = said.partition(f"Share of a baseline's {measure.upper()}")[2].partition("one standard")[0]
+        for each in skills.values():
+            for part in (each["overall"], *each["by_lead"], *each["by_channel"]):
+                assert f"{100 * part[measure]['value']:+.1f} ± {100 * part[measure]['error']:.1f}" in table
+    for level in (50, 80, 95):
+        assert said.count(f"{level} % coverage") >= 2
+
+
+def test_evaluation_writes_a_row_per_part_and_forecaster(job: Job, tmp_path: Path) -> None:
+    out = tmp_path / "scores.csv"
+    board = json.loads(succeed("evaluate", job.model, "--out", out, "--json").stdout)
+    frame = pd.read_csv(out)
+    assert frame.groupby("forecast_by", sort=False).size().to_dict() == dict.fromkeys(
+        ("filter", "last", "mean", "ridge"), 1 + 4 + 2
+    )
+    ridge = frame[(frame["forecast_by"] == "ridge") & (frame["part"] == "channel")]
+    parts = board["baselines"]["ridge"]["after"]["by_channel"]
+    assert ridge["channel"].tolist() == ["x", "y"] == [part["name"] for part in parts]
+    assert ridge["coverage_95_se"].tolist() == pytest.approx([part["scores"]["coverage"]["95"][1] for part in parts])
+    own = frame[frame["forecast_by"] == "filter"]
+    assert own["series"].tolist()[0] == 6
+    assert own["lead_to"].max() == pytest.approx(board["model"]["after"]["by_lead"][-1]["lead"][1])
+    skill = board["skills"]["ridge"]
+    parts = [skill["overall"], *skill["by_lead"], *skill["by_channel"]]
+    expected = [(part["mse"]["value"], part["mse"]["error"]) for part in parts]
+    columns = ["mse_skill_vs_ridge", "mse_skill_vs_ridge_se"]
+    assert own[columns].to_numpy() == pytest.approx(np.array(expected), rel=1e-6)
+    assert frame.loc[frame["forecast_by"] != "filter", columns].isna().all(axis=None)
+    assert (own["mse_skill_vs_ridge_lo"] < own["mse_skill_vs_ridge"]).all()
+    refuse(2, "evaluate", job.model, "--out", tmp_path / "scores.xlsx")
 
 
 def test_evaluation_takes_all_of_another_table(job: Job, tmp_path: Path) -> None:
@@ -185,15 +213,6 @@ def test_an_interrupted_run_is_resumed_to_the_same_model(
     succeed("train", "--resume", f"{out}.run", "--no-track", "--quiet")
     assert (out / "weights.safetensors").read_bytes() == (job.model / "weights.safetensors").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "table.csv"]
-
-
-def refuse(code: int, *arguments: object) -> str:
-    """The one message on stderr of a command that fails with this code."""
-    result = tsde(*arguments)
-    assert result.exit_code == code, f"{result.exit_code}: {result.output}"
-    assert result.stdout == "" and "Traceback" not in result.stderr
-    assert result.stderr.count("error: ") == 1 and result.stderr.startswith("error: "), result.stderr
-    return result.stderr
 
 
 HEADER = "unique_id,ds,y\n"

@@ -13,9 +13,9 @@ from tsde.calibration import Calibrator
 from tsde.clock import Clock
 from tsde.config import Experiment
 from tsde.distribution import GRID, Quantiles
-from tsde.errors import DataError
-from tsde.evaluation import Scores, evaluate, evaluate_both
-from tsde.metrics import level_weights
+from tsde.errors import DataError, UsageError
+from tsde.evaluation import Losses, Scores, Skill, compare, evaluate, evaluate_both
+from tsde.metrics import clustered_mean, level_weights
 from tsde.models.mean import Mean, MeanConfig
 from tsde.predictor import Predictor
 from tsde.scaling import Scaler
@@ -81,9 +81,9 @@ def by_hand(chosen: Tensor, width: float = 1.0) -> Scores:
     for level, half in ((50, 0.6744898), (80, 1.2815516), (95, 1.959964)):
         inside = ((y - centre).abs() <= width * half).double()
         share = float(inside.mean())
-        totals = torch.stack([(inside - share)[series == s].sum() for s in series.unique()])
-        clusters = len(totals)
-        error_ = float((totals.square().sum() * clusters / (clusters - 1)).sqrt()) / len(y)
+        without = torch.stack([inside[series != s].mean() for s in series.unique()])
+        clusters = len(without)
+        error_ = float(((without - share).square().sum() * (clusters - 1) / clusters).sqrt())
         coverage[level] = (share, error_)
     law = Quantiles(centre, centre[:, None] + width * STANDARD, LEVELS)
     return Scores(
@@ -155,11 +155,19 @@ def test_frequencies_are_shares_below_each_quantile() -> None:
     assert found.levels == pytest.approx(list(GRID)) and found.frequency == sorted(found.frequency)
 
 
+def test_the_error_of_a_frequency_is_that_of_a_share() -> None:
+    found, y, centre = evaluate(predictor(), windows()), flat("y"), AVERAGE[flat("channel")]
+    for place in (0, 12, 24):
+        below = (y - centre <= STANDARD[place]).double()
+        _, error = clustered_mean(below, torch.ones(len(y), dtype=torch.bool), flat("series"))
+        assert found.frequency_error[place] == pytest.approx(error, rel=1e-4)
+
+
 def test_raw_and_calibrated_forecasts_are_told_apart() -> None:
     one = predictor()
     one.calibrator = Calibrator(torch.zeros(0), torch.linspace(-0.4, 0.4, len(GRID)).expand(1, 2, -1))
     raw, corrected = evaluate(one, windows(), calibrated=False), evaluate(one, windows())
-    assert evaluate_both(one, windows()) == (raw, corrected)
+    assert evaluate_both(one, windows())[:2] == (raw, corrected)
     assert raw == evaluate(predictor(), windows())
     assert corrected.overall.width_80 > raw.overall.width_80
     assert corrected.overall.mse == raw.overall.mse
@@ -201,3 +209,85 @@ def test_nothing_to_score_is_refused() -> None:
             with pytest.raises(DataError, match="nothing to score"):
                 score(predictor(), found)
     assert evaluate(predictor(), [unseen, blank]).overall == evaluate(predictor(), [blank]).overall
+
+
+def losses(width: float, **changed: Tensor) -> Losses:
+    return replace(evaluate_both(predictor(width), windows()).losses, **changed)
+
+
+def test_skill_against_sums_by_hand() -> None:
+    ours, theirs = losses(1.0), losses(2.0)
+    found, series, channel, lead = (
+        compare(ours, theirs, ("heart", "lung")),
+        flat("series"),
+        flat("channel"),
+        flat("lead"),
+    )
+
+    def alike_(got: Skill, chosen: Tensor) -> None:
+        a, b, g = ours.crps[chosen].double(), theirs.crps[chosen].double(), series[chosen]
+        assert got.value == pytest.approx(float(1 - a.sum() / b.sum()))
+        without = torch.stack([1 - a[g != s].sum() / b[g != s].sum() for s in g.unique()])
+        assert got.error == pytest.approx(float((6 / 7 * (without - got.value).square().sum()).sqrt()), rel=1e-5)
+        assert 6 < got.series <= 7
+
+    alike_(found.overall.crps, torch.ones(len(lead), dtype=torch.bool))
+    for number, got in enumerate(found.by_channel):
+        alike_(got.crps, channel == number)
+        assert (got.mse.value, got.mse.error, got.series) == (0.0, 0.0, 7)  # they differ in their widths alone
+    slices = evaluate(predictor(), windows()).by_lead
+    assert len(found.by_lead) == len(slices) == 4
+    for part, got in zip(slices, found.by_lead, strict=True):
+        assert part.lead is not None
+        alike_(got.crps, (lead > part.lead[0]) & (lead <= part.lead[1]))
+
+
+def test_skill_is_one_less_the_ratio_of_the_printed_scores() -> None:
+    (_, ours, mine), (_, theirs, others) = (evaluate_both(predictor(width), windows()) for width in (1.0, 3.0))
+    found = compare(mine, others, ("heart", "lung"))
+    assert found.overall.crps.value == pytest.approx(1 - ours.overall.crps / theirs.overall.crps)
+    for got, one, other in zip(found.by_channel, ours.by_channel, theirs.by_channel, strict=True):
+        assert got.crps.value == pytest.approx(1 - one.scores.crps / other.scores.crps)
+    assert found.overall.crps.verdict() == 1
+    assert compare(others, mine, ("heart", "lung")).overall.crps.verdict() == -1
+
+
+def test_a_predictor_has_no_skill_against_itself() -> None:
+    found = compare(losses(1.0), losses(1.0), ("heart", "lung"))
+    for each in (found.overall, *found.by_lead, *found.by_channel):
+        for skill in (each.crps, each.mse):
+            assert (skill.value, skill.error, skill.verdict()) == (0.0, 0.0, 0)
+
+
+def test_skill_of_other_observations_is_refused() -> None:
+    ours = losses(1.0)
+    shorter = Losses(*(getattr(ours, name)[:-1] for name in ("crps", "mse", "lead", "channel", "series")))
+    for theirs in (shorter, losses(1.0, series=ours.series.flip(0))):
+        with pytest.raises(UsageError, match="same windows"):
+            compare(ours, theirs, ("heart", "lung"))
+
+
+@pytest.mark.parametrize(("series", "power"), [(6, 0.1), (25, 0.65)])
+def test_the_interval_holds_the_true_skill_as_often_as_it_says(series: int, power: float) -> None:
+    """Series of unequal length and difficulty, whose difficulty both forecasts share; the true skill is 0.2."""
+    random, repeats, held, clear = np.random.default_rng(series), 600, 0, 0
+    for _ in range(repeats):
+        owner = np.repeat(np.arange(series), random.integers(2, 12, series))
+        hard = np.exp(random.normal(size=series))[owner]
+        pair = [torch.from_numpy(share * hard * random.gamma(4, 0.25, len(owner))) for share in (0.8, 1.0)]
+        nowhere = torch.zeros(len(owner))
+        ours, theirs = (Losses(one, nowhere, nowhere, nowhere, torch.from_numpy(owner)) for one in pair)
+        found = compare(ours, theirs, ("only",)).overall.crps
+        low, high = found.interval()
+        held, clear = held + (low < 0.2 < high), clear + (low > 0)
+        assert found.verdict() == int(low > 0) - int(high < 0)
+    assert 0.93 < held / repeats < 0.99  # with the linearised error and the normal quantile 0.76 and 0.89
+    assert clear / repeats > power
+
+
+def test_of_one_series_or_a_perfect_reference_nothing_is_claimed() -> None:
+    alone = Skill(0.9, float("inf"), 1.0)
+    assert alone.interval() == (-float("inf"), float("inf")) and alone.verdict() == 0
+    ours, perfect = losses(1.0), losses(1.0, crps=torch.zeros(len(flat("y"))))
+    found = compare(ours, perfect, ("heart", "lung")).overall.crps
+    assert np.isnan(found.value) and np.isnan(found.error) and found.verdict() == 0

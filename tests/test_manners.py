@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from typer.testing import CliRunner, Result
+from commands import succeed, tsde
 
 from pipelines.cli import app
 from tsde.config import load_experiment
@@ -28,16 +28,6 @@ ROOT = Path(__file__).resolve().parents[1]
 START = "from pipelines.cli import app; app(prog_name='tsde')"
 FAST = ["--family", "last", "--no-track"]
 GROUP: Any = typer.main.get_command(app)
-
-
-def tsde(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def succeed(*arguments: object) -> Result:
-    result = tsde(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 @dataclass(frozen=True)
@@ -303,3 +293,23 @@ def test_a_configuration_without_a_test_part_is_said_plainly(place: Place, tmp_p
 def test_the_plan_is_yaml_alone(place: Place, tmp_path: Path) -> None:
     said = succeed("train", "--data", place.table, "--channels", "x,y", "--horizon", 1, "--dry-run", "--quiet")
     assert said.stderr == "" and yaml.safe_load(said.stdout)["model"]["family"] == "filter"
+
+
+def test_a_terminal_without_the_letters_of_a_name_gets_escapes(tmp_path: Path) -> None:
+    table, model = tmp_path / "table.csv", tmp_path / "m"
+    names = {"x": "Größe", "y": "\u4e2d\U0001f600"}
+    spirals(60, 12, seed=3).rename(columns=names).to_csv(table, index=False)
+    succeed("train", "--data", table, "--horizon", 1, "--out", model, *FAST)
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+
+    def ask(*words: object) -> str:
+        command = [sys.executable, "-c", START, *map(str, words)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode("ascii")
+
+    assert "Gr\\xf6\\xdfe" in ask("evaluate", model)
+    for words in (("evaluate", model, "--json"), ("validate", table, "--json")):
+        json.loads(ask(*words))
+    channels = json.loads(ask("evaluate", model, "--json"))["model"]["after"]["by_channel"]
+    assert [channel["name"] for channel in channels] == list(names.values())

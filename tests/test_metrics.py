@@ -76,6 +76,42 @@ def test_clustered_error_is_the_spread_of_the_mean_over_repetitions(random: torc
     assert abs(means.std() / errors.mean() - 1) < 4 / math.sqrt(2 * repeats)
 
 
+def test_a_ratio_of_proportional_totals_is_exact(random: torch.Generator) -> None:
+    below, cluster = draw(30, random=random).exp(), torch.arange(30) // 3
+    found = metrics.clustered_ratio(torch.stack([0.7 * below, 3 * below], -1), below[:, None], cluster)
+    assert_close(found.value, torch.tensor([0.7, 3.0], dtype=torch.float64))
+    assert (found.error < 1e-14).all()
+
+
+def test_the_error_of_a_ratio_is_the_jackknife_over_clusters(random: torch.Generator) -> None:
+    cluster = torch.arange(30).repeat_interleave(torch.randint(1, 9, (30,), generator=random))
+    below = draw(len(cluster), random=random).exp()
+    above = 0.8 * below + 0.3 * draw(len(cluster), random=random) + 0.2 * draw(30, random=random)[cluster]
+    found = metrics.clustered_ratio(above, below, cluster)
+    left = torch.stack([above[cluster != g].sum() / below[cluster != g].sum() for g in range(30)])
+    assert_close(found.value, above.sum() / below.sum())
+    assert_close(found.error, (29 / 30 * (left - found.value).square().sum()).sqrt())
+    bases = torch.stack([below[cluster == g].sum() for g in range(30)])
+    assert_close(found.clusters, bases.sum() ** 2 / bases.square().sum())
+    turned = torch.randperm(len(cluster), generator=random)
+    assert_close(metrics.clustered_ratio(above[turned], below[turned], 7 * cluster[turned]), found)
+
+
+def test_equal_clusters_all_count() -> None:
+    found = metrics.clustered_ratio(torch.arange(6.0), torch.full((6,), 2.0), torch.arange(6) // 2)
+    assert found.clusters == pytest.approx(3.0) and found.value == pytest.approx(15 / 12)
+    spread = torch.tensor([1.0, 5.0, 9.0], dtype=torch.float64).std() / 4 / math.sqrt(3)
+    assert found.error == pytest.approx(float(spread))  # for equal clusters the usual sd / sqrt(G)
+
+
+def test_a_ratio_to_nothing_is_undefined_and_one_to_a_single_cluster_uncertain() -> None:
+    found = metrics.clustered_ratio(torch.ones(4), torch.zeros(4), torch.arange(4))
+    assert found.value.isnan() and found.error.isnan()
+    for below in (torch.full((4,), 2.0), torch.tensor([0.0, 0.0, 0.0, 8.0])):
+        found = metrics.clustered_ratio(torch.ones(4), below, torch.arange(4) if below[0] == 0 else torch.zeros(4))
+        assert float(found.value) == 0.5 and found.error.isinf() and float(found.clusters) == 1
+
+
 def test_one_cluster_says_nothing_about_its_spread() -> None:
     x = torch.tensor([1.0, 2.0, 6.0])
     assert metrics.clustered_mean(x, x < 5, torch.zeros(3, dtype=torch.int64)) == (1.5, math.inf)

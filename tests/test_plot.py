@@ -11,7 +11,16 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from tsde.errors import CannotWriteError, UsageError
-from tsde.plot import FanPanel, coverage_by_lead, fan_chart, reliability_diagram, save_figure, training_curve
+from tsde.plot import (
+    FanPanel,
+    coverage_by_lead,
+    fan_chart,
+    reliability_diagram,
+    save_figure,
+    skill_by_channel,
+    skill_by_lead,
+    training_curve,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -113,12 +122,59 @@ def test_reliability_diagram_shows_both_and_their_difference() -> None:
     assert "± 2 standard errors" not in legend(reliability_diagram(nominal, before, after, None))
 
 
-def test_coverage_by_lead_is_in_per_cent() -> None:
-    figure = coverage_by_lead(np.array([1.0, 2.0]), np.array([0.7, 0.6]), np.array([0.8, 0.79]), None, 80, "h")
+LEADS = np.array([1.0, 2.0, 4.0])
+
+
+def test_coverage_by_lead_is_in_per_cent_with_a_panel_per_level() -> None:
+    found = {50: (LEADS / 8, LEADS / 9, None), 80: (np.full(3, 0.7), np.array([0.8, 0.79, 0.81]), np.full(3, 0.01))}
+    figure = coverage_by_lead(LEADS, found, "h")
+    for ax, (level, (before, after, _)) in zip(figure.axes, found.items(), strict=True):
+        np.testing.assert_allclose(points(ax, "before calibration"), np.stack([LEADS, 100 * before], 1))
+        np.testing.assert_allclose(points(ax, "after calibration")[:, 1], 100 * after)
+        np.testing.assert_array_equal(points(ax, "nominal")[:, 1], [level, level])
+        assert f"{level} %" in ax.get_ylabel() and np.ptp(ax.get_ylim()) >= 15
+    assert [len(ax.collections) for ax in figure.axes] == [0, 1]  # the band
+    assert figure.axes[-1].get_xlabel() == "lead time (h)"
+
+
+def skills(value: float, *, half: float = 0.1) -> tuple[NDArray[np.float64], ...]:
+    middle = value + LEADS / 100
+    return middle, middle - half, middle + half
+
+
+def test_skill_by_lead_is_in_per_cent_with_its_interval(tmp_path: Path) -> None:
+    measures = {"CRPS": {"last": skills(0.1), "ridge": skills(-0.3)}, "MSE": {"last": skills(0.2)}}
+    figure = skill_by_lead(LEADS, measures, "d")
+    top, bottom = figure.axes
+    np.testing.assert_allclose(points(top, "against last")[:, 1], [11, 12, 14])
+    np.testing.assert_allclose(points(bottom, "against last")[:, 1], [21, 22, 24])
+    assert (points(top, "against last")[:, 0] < points(top, "against ridge")[:, 0]).all()  # beside each other
+    np.testing.assert_allclose(top.collections[0].get_segments()[2][:, 1], [4, 24])
+    assert legend(figure) == ["no better", "against last", "against ridge", "95 % interval"]
+    assert bottom.get_xlabel() == "lead time (d)" and bottom.get_ylabel() == "MSE saved (%)"
+    save_figure(figure, tmp_path / "skill.svg")
+
+
+def test_skill_by_channel_has_a_bar_per_channel_and_reference(tmp_path: Path) -> None:
+    figure = skill_by_channel(["a", "$\\frac{$", "c"], {"last": skills(0.1), "ridge": skills(-0.3)}, "CRPS")
     (ax,) = figure.axes
-    np.testing.assert_allclose(points(ax, "after calibration")[:, 1], [80, 79])
-    np.testing.assert_array_equal(points(ax, "nominal")[:, 1], [80, 80])
-    assert ax.get_xlabel() == "lead time (h)"
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "$\\frac{$", "c"]
+    last, ridge = ax.containers
+    assert [bar.get_width() for bar in last] == pytest.approx([11, 12, 14])
+    assert [bar.get_width() for bar in ridge] == pytest.approx([-29, -28, -26])
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
+    save_figure(figure, tmp_path / "channels.png", dpi=50)
+
+
+def test_one_hopeless_channel_does_not_hide_the_others(tmp_path: Path) -> None:
+    hopeless = np.array([0.3, -40.0, np.nan])
+    figure = skill_by_channel(["a", "b", "c"], {"last": (hopeless, hopeless - 1, hopeless + 9)}, "CRPS")
+    assert figure.axes[0].get_xlim() == (-105, 105)
+    figure = skill_by_lead(LEADS, {"CRPS": {"last": (hopeless, hopeless - 1, hopeless + 9)}}, "d")
+    assert figure.axes[0].get_ylim() == (-105, 105)
+    nothing = np.full(3, np.nan)  # of a single series there is no interval
+    save_figure(skill_by_lead(LEADS, {"CRPS": {"last": (LEADS / 9, nothing, nothing)}}, "d"), tmp_path / "one.png")
+    save_figure(skill_by_channel(["a"] * 3, {"last": (LEADS / 9, nothing, nothing)}, "CRPS"), tmp_path / "two.png")
 
 
 def test_training_curve_joins_what_was_measured() -> None:

@@ -7,25 +7,24 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import browser
+import commands
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from pipelines import data, fans, report, train, verdicts
 from pipelines.card import Card
-from pipelines.cli import app
 from pipelines.heldout import HeldOut, of_table
 from pipelines.scores import Entry, Scoreboard
 from tsde.config import Experiment
-from tsde.evaluation import Evaluation, Scores, Slice
+from tsde.evaluation import Comparison, Evaluation, Scores, Skill, Skills, Slice
 from tsde.fitting import fit_predictor
 from tsde.metrics import crps_quantiles
 from tsde.predictor import Predictor
@@ -173,7 +172,7 @@ def test_headings_tables_and_figures_are_named(page: str) -> None:
 
 
 def test_the_numbers_are_those_of_evaluate(model: Model) -> None:
-    said = CliRunner().invoke(app, ["evaluate", str(model.folder), "--json"]).stdout
+    said = commands.succeed("evaluate", model.folder, "--json").stdout
     board = json.loads(said)
     for page in (model.bare, model.full):
         text = read(page).text
@@ -187,6 +186,29 @@ def test_the_numbers_are_those_of_evaluate(model: Model) -> None:
             for when in ("before", "after"):
                 for part in board["model"][when]["by_lead"]:
                     assert f"{100 * part['scores']['coverage'][level][0]:.1f}" in text
+
+
+def test_the_skill_on_the_page_is_that_of_evaluate(model: Model) -> None:
+    found = json.loads(commands.succeed("evaluate", model.folder, "--json").stdout)["skills"]
+    assert set(found) == {"last", "mean", "ridge"}
+    text = read(model.bare).text
+    for skills in found.values():
+        for part in (skills["overall"], *skills["by_lead"]):
+            for skill in (part["crps"], part["mse"]):
+                assert f"{100 * skill['value']:+.1f} ± {100 * skill['error']:.1f}" in text
+    assert text.count("saves, with a 95 % interval") >= 1
+
+
+def test_a_page_of_scores_without_skill_does_without(model: Model) -> None:
+    """A card of an older version knows neither skill nor the errors of frequencies."""
+    page = report.gather(model.folder)
+    assert page.board is not None
+    old = page.board.model_dump(mode="json")
+    del old["skills"]
+    for part in ("before", "after"):
+        del old["model"][part]["frequency_error"]
+    shown = report.render(replace(page, board=Scoreboard.model_validate(old)))
+    assert "skill-table" not in shown and read(shown).open == []
 
 
 def test_the_page_says_where_the_model_comes_from(page: str, model: Model) -> None:
@@ -300,6 +322,28 @@ def test_the_verdict_names_the_baseline_that_wins() -> None:
     assert "every baseline in each of the 1" in verdicts.channels(board(good, bad))
     itself = board(bad, good).model_copy(update={"family": "ridge"})
     assert verdicts.best_baseline(itself)[0] == "last"  # a baseline is not compared with itself
+
+
+def skilled(ours: Scores, theirs: Scores, error: float) -> Scoreboard:
+    """The same with the skill against ridge that the scores imply, give or take `error`."""
+    crps, squared = (Skill(1 - a / b, error, 30) for a, b in ((ours.crps, theirs.crps), (ours.mse, theirs.mse)))
+    found = Skills(crps, squared, 30)
+    return board(ours, theirs).model_copy(update={"skills": {"ridge": Comparison(found, [found], [found])}})
+
+
+def test_the_verdict_on_skill_heeds_its_standard_error() -> None:
+    good, bad = scores(0.3, 0.5, 0.4, 0.8, 0.01), scores(0.4, 0.7, 0.5, 0.8, 0.01)
+    (sure,) = verdicts.skill(skilled(good, bad, 0.02))
+    assert "25.0 ± 2.0 % lower" in sure and "chance" not in sure
+    doubtful, mse = verdicts.skill(skilled(good, bad, 0.2))
+    assert "25.0 ± 20.0 % lower" in doubtful and doubtful.endswith("too little to tell from chance on these series.")
+    assert mse == "By MSE the model cannot be told from the baseline ridge (0.7000 against 0.5000)."
+    assert "chance" in verdicts.skill(skilled(good, bad, float("inf")))[0]
+    assert verdicts.skill(skilled(bad, good, 0.02))[0].startswith("A baseline wins: ridge")
+    assert verdicts.skill(skilled(bad, good, 0.9))[0].startswith("A baseline does as well: ridge")
+    assert "better than the channel's best baseline in 1 of 1" in verdicts.channels(skilled(good, bad, 0.02))
+    assert "in 0 of 1 channels, and worse in 1." in verdicts.channels(skilled(bad, good, 0.02))
+    assert "in 0 of 1 channels, and worse in 0." in verdicts.channels(skilled(good, bad, 0.9))
 
 
 @pytest.mark.parametrize(

@@ -449,7 +449,9 @@ def test_missing_channels_are_named(write: Write) -> None:
         (wide, TableSchema(channels=("a", "b"))),
         (tidy, TIDY.model_copy(update={"channels": ("a", "b")})),
     ):
-        assert "'b'; expected 'a', 'b', found 'a'" in refusal(path, schema)[0].message
+        assert "'b', 1 of the 2 expected; found 'a'" in refusal(path, schema)[0].message
+        none = refusal(path, schema.model_copy(update={"channels": ("x", "z")}))[0].message
+        assert "'x', 'z'; found 'a'" in none and none.count("'x'") == none.count("'z'") == 1
     assert refusal(wide, expected_channels=("b", "a"))[0].code == "E-CHANNEL-MISSING"
     assert refusal(write("unique_id,ds,a\ns,1,x\n"), TableSchema(channels=("a",)))[0].code == "E-VALUE"
 

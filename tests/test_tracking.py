@@ -72,6 +72,16 @@ def test_the_run_holds_every_validation_and_the_scores_beside_the_baselines(reco
     assert board is not None
     assert run.data.metrics["test/crps"] == pytest.approx(board.model.after.overall.crps)
     assert {"test/coverage_80", "test-last/crps", "test-mean/mse", "test-ridge/skill"} <= set(run.data.metrics)
+    skill = board.skills["ridge"]
+    assert run.data.metrics["test/skill_crps_vs_ridge"] == pytest.approx(skill.overall.crps.value)
+    assert run.data.metrics["test/skill_mse_vs_last_se"] == pytest.approx(board.skills["last"].overall.mse.error)
+    for name, expected in {
+        "skill_crps_vs_ridge": [part.crps.value for part in skill.by_lead],
+        "coverage_95": [part.scores.coverage[95][0] for part in board.model.after.by_lead],
+    }.items():
+        by_lead = recorded.client.get_metric_history(run.info.run_id, f"test/by_lead/{name}")
+        assert [point.value for point in by_lead] == pytest.approx(expected)
+        assert [point.step for point in by_lead] == [0, 1, 2, 3]
     for member in (1, 2):
         history = recorded.client.get_metric_history(run.info.run_id, f"member-{member}/validation_crps")
         assert [point.step for point in history] == [10, 20]
@@ -83,8 +93,10 @@ def test_the_run_holds_figures_configuration_and_model(recorded: Recorded) -> No
         for folder in (None, "figures", "predictor")
         for item in recorded.client.list_artifacts(recorded.run.info.run_id, folder)
     }
-    figures = {f"figures/{name}.png" for name in ("coverage", "forecasts", "reliability", "training")}
-    assert figures | {"experiment.yaml", "predictor/weights.safetensors", "predictor/manifest.json"} <= found
+    figures = {f"figures/{name}.png" for name in ("coverage", "forecasts", "reliability", "training", "skill")}
+    assert (
+        figures | {"experiment.yaml", "scores.csv", "predictor/weights.safetensors", "predictor/manifest.json"} <= found
+    )
 
 
 def test_artifacts_lie_beside_the_database_and_nothing_is_pickled(recorded: Recorded) -> None:

@@ -6,6 +6,7 @@ import datetime as dt
 import gzip
 import json
 import re
+import warnings
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -19,8 +20,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli import app
+from tsde.blocks import read_blocks
 from tsde.clock import Clock
-from tsde.errors import MissingInputError
+from tsde.errors import ConfigError, MissingInputError
 from tsde.findings import CODES, catalogue
 from tsde.table import TableError, TableSchema, check_table, read_table
 
@@ -214,6 +216,40 @@ def test_refused_precisely(write: Write, content: str | bytes, code: str, rows: 
     assert re.search(words, found.message), found.message
 
 
+def test_a_file_that_unpacks_without_end_is_refused(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two kilobytes of gzip that hold two megabytes, under a bound that is as small."""
+    monkeypatch.setattr("tsde.packed._ANYHOW", 2**16)
+    bomb = write(gzip.compress((HEAD + TWO).encode() + b"\n" * 2**21, mtime=0), "t.csv.gz")
+    assert bomb.stat().st_size < 4096
+    found = refusal(bomb)
+    assert found.code == "E-GZIP-LARGE" and "TSDE_MAX_UNPACKED" in found.message
+    with pytest.raises(TableError, match="TSDE_MAX_UNPACKED"):
+        list(read_blocks(bomb, size=4096))
+    monkeypatch.setenv("TSDE_MAX_UNPACKED", str(2**22))
+    assert read_table(bomb).n_rows == sum(len(sheet.lines) for sheet in read_blocks(bomb, size=4096)) == 2
+    monkeypatch.setenv("TSDE_MAX_UNPACKED", "4 GB")
+    with pytest.raises(ConfigError, match="whole number of bytes"):
+        read_table(bomb)
+
+
+def test_a_large_table_that_shrinks_as_tables_do_is_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tsde.packed._ANYHOW", 2**16)
+    text = HEAD + "".join(f"a,{n},{n % 7}\n" for n in range(30_000))
+    whole = write(gzip.compress(text.encode(), mtime=0), "t.csv.gz")
+    assert 3 * whole.stat().st_size < len(text) > 2**16
+    assert read_table(whole).n_rows == 30_000
+
+
+def test_merging_large_repeats_does_not_overflow() -> None:
+    """A thousand of the largest numbers that are read, and nothing a warning is due for."""
+    frame = pd.DataFrame({"unique_id": "a", "ds": [1] * 1000 + [2], "y": [9.9e299] * 1000 + [0.0]})
+    with warnings.catch_warnings(action="error"):
+        table = read_table(frame, TableSchema(duplicates="mean"))
+        assert table.values[:, 0].tolist() == [pytest.approx(9.9e299), 0.0]
+        beyond = refusal(frame.replace(9.9e299, 1.7e308), {"duplicates": "mean"})
+    assert beyond.code == "E-VALUE" and "below 1e300" in beyond.message
+
+
 @pytest.mark.parametrize(
     ("name", "content", "code", "words"),
     [
@@ -339,7 +375,7 @@ SHOWN: dict[str, tuple[str | bytes, dict, dict]] = {
     "W-SIMILAR-NAMES": (HEAD + "a,1,1\nA ,2,2\n", {}, {}),
     "W-ROW-NUMBER": ("Unnamed: 0,unique_id,ds,y\n0,a,1,1\n1,a,2,7\n", {}, {}),
 }
-ELSEWHERE = {"E-GZIP", "E-PARQUET", "E-COLUMN-TYPE", "E-TOO-LARGE"}  # not from CSV, or not small
+ELSEWHERE = {"E-GZIP", "E-GZIP-LARGE", "E-PARQUET", "E-COLUMN-TYPE", "E-TOO-LARGE"}  # not from CSV, or not small
 
 
 def test_every_code_is_listed_and_shown() -> None:

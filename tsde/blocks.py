@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tsde.findings import Finding, TableError, located, refusal
+from tsde.packed import Unpacked
 from tsde.reading import parse_csv, read_sheet, sheet_of_arrow
 from tsde.sheet import Sheet
 
@@ -46,8 +47,8 @@ def read_blocks(path: Path, size: int = 2**24) -> Iterator[Sheet]:
             yield from _csv_blocks(file, path, size)
     elif path.name.lower().endswith(".gz"):
         try:
-            with gzip.open(path, "rb") as file:
-                yield from _csv_blocks(file, path, size)
+            with path.open("rb") as packed:
+                yield from _csv_blocks(Unpacked(packed, name), path, size)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             with path.open("rb") as raw:
                 if raw.read(2) != b"\x1f\x8b":

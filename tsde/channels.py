@@ -187,7 +187,8 @@ def _read_tidy(
 
 def _require_channels(sheet: Sheet, named: tuple[str, ...] | None, present: list[str], what: str) -> None:
     if named is not None and (missing := [name for name in named if name not in present]):
-        text = f"there is no {what} {listed(missing)}; expected {listed(named)}, found {listed(present)}"
+        share = "" if len(missing) == len(named) else f", {len(missing)} of the {len(named)} expected"
+        text = f"there is no {what} {listed(missing)}{share}; found {listed(present) or 'none'}"
         remedy = "add it, even empty; in training, --channels chooses others"
         raise TableError([sheet.finding("E-CHANNEL-MISSING", f"{text}; {remedy}", column=missing[0])])
 

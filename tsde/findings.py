@@ -89,6 +89,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Save the table as CSV in UTF-8, or rename the file to what it is (`.csv.gz`, `.parquet`).",
     ),
     "E-GZIP": ("A `.csv.gz` file is torn, damaged or not gzip at all.", "Compress it again, or rename it to `.csv`."),
+    "E-GZIP-LARGE": (
+        "A `.csv.gz` file unpacks to over 1 GiB and over a hundred times its size, as damage or malice does.",
+        "If it is a table, allow more bytes (`TSDE_MAX_UNPACKED=8589934592`), or unpack it.",
+    ),
     "E-PARQUET": ("A `.parquet` file is torn, damaged or something else.", "Write it again."),
     "E-CSV": ("The text cannot be taken apart into rows and cells.", "Save the table as CSV again."),
     "E-QUOTE": (

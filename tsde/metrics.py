@@ -8,6 +8,7 @@ of the values, except `mse` (squared) and the frequencies.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,11 +24,8 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = Non
 def clustered_mean(x: Tensor, mask: Tensor, cluster: Tensor) -> tuple[float, float]:
     """Mean over observed entries and its standard error when entries of one cluster (a series) are dependent.
 
-    With cluster totals `t_g`, observed counts `n_g`, `N = sum n_g` and `G` clusters that observed anything,
-
-        m = sum_g t_g / N,    se^2 = G / (G - 1) * sum_g (t_g - m n_g)^2 / N^2,
-
-    the linearised (Taylor) variance of a ratio of totals. Clusters of one entry give the usual `sd / sqrt(N)`.
+    The ratio of each cluster's total to its number of observed entries, as `clustered_ratio` treats it. Clusters of
+    one entry give the usual `sd / sqrt(N)`.
 
     Args:
         x: `(*R, ...)` scores.
@@ -37,21 +35,57 @@ def clustered_mean(x: Tensor, mask: Tensor, cluster: Tensor) -> tuple[float, flo
     Returns:
         (mean, standard error); the error is inf for fewer than two clusters, which say nothing about their spread,
         and the mean is NaN if nothing was observed.
-
-    Source: Cochran, Sampling Techniques (1977), chapter 6, without the finite-population factor.
     """
     rows = cluster.numel()
     observed = mask.expand(x.shape).reshape(rows, -1)
     seen = torch.where(observed, x.reshape(rows, -1).double(), 0.0)
+    totals, counts, some = seen.sum(1), observed.sum(1), observed.any(1)
+    mean, error, _ = clustered_ratio(totals[some], counts[some], cluster.flatten()[some])
+    return float(mean), float(error)
+
+
+class Ratio(NamedTuple):
+    """A ratio of totals over clusters, its standard error, and how many equal clusters would tell as much."""
+
+    value: Tensor
+    error: Tensor
+    clusters: Tensor
+
+
+def clustered_ratio(above: Tensor, below: Tensor, cluster: Tensor) -> Ratio:
+    """Ratio of two totals and its standard error when rows of one cluster (a series) are dependent.
+
+    With the totals `a_g` and `b_g` of G clusters, `A = sum_g a_g` and `B = sum_g b_g`,
+
+        r = A / B,    se^2 = (G - 1) / G * sum_g (r - r_g)^2,    r - r_g = (a_g - r b_g) / (B - b_g),
+
+    where r_g leaves out cluster g: the jackknife over clusters, in closed form. Rows of both totals belong together, so
+    what is common to them within a cluster cancels. The linearised (Taylor) variance has B in place of `B - b_g`; it
+    is the same for equal clusters, and too small where a few of them dominate. So many clusters count as
+
+        G_e = B^2 / sum_g b_g^2,
+
+    which is G for equal ones.
+
+    Shapes: above `(M, ...)`, below broadcastable to it with M rows, cluster `(M,)` integer -> `(...)` each, float64.
+    The ratio is NaN where B is zero. The error is inf where it hangs on one cluster: nothing is known of its spread.
+
+    Source: Miller (1974), The jackknife: a review; MacKinnon, Nielsen and Webb (2023), Fast and reliable jackknife and
+    bootstrap methods for cluster-robust inference, for clusters; Kish (1965), Survey Sampling, for G_e.
+    """
     groups, index = torch.unique(cluster, return_inverse=True)
-    per_row = torch.stack([seen.sum(1), observed.sum(1)], dim=1)
-    sums = seen.new_zeros(len(groups), 2).index_add(0, index.flatten(), per_row)
-    totals, counts = sums[sums[:, 1] > 0].unbind(1)
-    mean = totals.sum() / counts.sum()
-    if len(counts) < 2:
-        return float(mean), math.inf
-    variance = (totals - mean * counts).square().sum() * len(counts) / (len(counts) - 1)
-    return float(mean), float(variance.sqrt() / counts.sum())
+    totals, bases = (
+        torch.zeros(len(groups), *x.shape[1:], dtype=torch.float64).index_add(0, index, x.double())
+        for x in (above, below)
+    )
+    base = bases.sum(0)
+    base = torch.where(base == 0, math.nan, base)
+    ratio = totals.sum(0) / base
+    rest = base - bases
+    moves = torch.where(rest == 0, math.inf, (totals - ratio * bases) / rest)
+    variance = moves.square().sum(0) * (len(groups) - 1) / max(len(groups), 1)
+    error = variance.sqrt() if len(groups) > 1 else torch.full_like(ratio, math.inf)
+    return Ratio(ratio, error, base.square() / bases.square().sum(0))
 
 
 def mse(mean: Tensor, y: Tensor) -> Tensor:

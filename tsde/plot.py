@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -99,19 +99,73 @@ def reliability_diagram(nominal: Array, before: Array, after: Array, standard_er
 
 
 def coverage_by_lead(
-    centres: Array, before: Array, after: Array, standard_error: Array | None, level: int, unit_label: str
+    centres: Array, levels: Mapping[int, tuple[Array, Array, Array | None]], unit_label: str
 ) -> Figure:
-    """Share of observations inside the central `level` % interval against the lead time, before and after calibration.
+    """Share of observations inside central intervals against the lead time, before and after calibration.
 
     Args:
         centres: `(K,)` middle of each lead-time bin, in the unit that `unit_label` names.
-        before, after: `(K,)` observed shares in [0, 1].
-        standard_error: `(K,)` of `after`, drawn as a band of two of them either way, or None.
+        levels: level in per cent -> (before, after, standard error of after), each `(K,)` in [0, 1], a panel each; two
+            standard errors are drawn as a band either way, where they are known.
     """
-    figure, (ax,) = _figure(6.0, 3.6)
-    ax.axhline(level, color=FAINT, linewidth=1, linestyle=DASHES, label="nominal")
-    _before_after(ax, centres, 100 * before, 100 * after, None if standard_error is None else 100 * standard_error)
-    ax.set(xlabel=f"lead time ({unit_label})", ylabel=f"coverage of the {level} % interval (%)")
+    figure, axes = _figure(6.0, 1.4 + 2.2 * len(levels), rows=len(levels), sharex=True)
+    for ax, (level, (before, after, error)) in zip(axes, levels.items(), strict=True):
+        ax.axhline(level, color=FAINT, linewidth=1, linestyle=DASHES, label="nominal")
+        _before_after(ax, centres, 100 * before, 100 * after, None if error is None else 100 * error)
+        low, high = ax.get_ylim()  # ten points either way at least, so that a small difference looks small
+        ax.set(
+            ylabel=f"coverage of the {level} % interval (%)",
+            ylim=(min(low, level - 10), min(max(high, level + 10), 101)),
+        )
+    axes[-1].set_xlabel(f"lead time ({unit_label})")
+    return _with_legend(figure)
+
+
+def skill_by_lead(
+    centres: Array, measures: Mapping[str, Mapping[str, tuple[Array, Array, Array]]], unit_label: str
+) -> Figure:
+    """Share of each reference's score that a forecast saves, against the lead time; above zero it is better.
+
+    Args:
+        centres: `(K,)` middle of each lead-time bin, in the unit that `unit_label` names.
+        measures: name of a score -> reference -> (skill, lower, upper), each `(K,)` as shares; a panel each.
+    """
+    figure, axes = _figure(6.0, 1.0 + 2.4 * len(measures), rows=len(measures), sharex=True)
+    room = 0.03 * (np.ptp(centres) or centres.max())
+    for ax, (measure, references) in zip(axes, measures.items(), strict=True):
+        ax.axhline(0, color=FAINT, linewidth=1, linestyle=DASHES, label="no better")
+        for place, ((name, (skill, low, high)), colour) in enumerate(zip(references.items(), cycle(PALETTE))):
+            at = centres + (place - (len(references) - 1) / 2) * room  # beside each other, else intervals overlap
+            ax.vlines(at, 100 * low, 100 * high, color=colour, linewidth=1.2)
+            ax.plot(at, 100 * skill, color=colour, linewidth=1.3, marker="o", markersize=3.5, label=f"against {name}")
+        ax.vlines([], [], [], color=INK, linewidth=1.2, label="95 % interval")
+        ax.set(ylabel=f"{measure} saved (%)")
+        _cut_losses(ax.set_ylim, ax.get_ylim())
+    axes[-1].set_xlabel(f"lead time ({unit_label})")
+    return _with_legend(figure)
+
+
+def skill_by_channel(
+    channels: Sequence[str], references: Mapping[str, tuple[Array, Array, Array]], label: str
+) -> Figure:
+    """Share of each reference's score that a forecast saves, as bars by channel; to the right of zero it is better.
+
+    Args:
+        channels: `(C,)` names, from top to bottom.
+        references: reference -> (skill, lower, upper), each `(C,)` as shares.
+        label: which score.
+    """
+    thick = 0.8 / max(1, len(references))
+    figure, (ax,) = _figure(6.0, 1.2 + 0.15 * len(channels) * (1 + len(references)))
+    ax.axvline(0, color=FAINT, linewidth=1, linestyle=DASHES, label="no better")
+    for place, ((name, (skill, low, high)), colour) in enumerate(zip(references.items(), cycle(PALETTE))):
+        at = np.arange(len(channels)) + (place - (len(references) - 1) / 2) * thick
+        ax.barh(at, 100 * skill, 0.8 * thick, color=colour, label=f"against {name}")
+        ax.hlines(at, 100 * low, 100 * high, color=INK, linewidth=1.2, label="95 % interval")
+    ax.set_yticks(np.arange(len(channels)), channels, parse_math=False)
+    ax.set(xlabel=f"{label} saved (%)", ylim=(len(channels) - 0.5, -0.5))
+    ax.grid(visible=False, axis="y")
+    _cut_losses(ax.set_xlim, ax.get_xlim())
     return _with_legend(figure)
 
 
@@ -195,6 +249,11 @@ def _before_after(ax: Axes, x: Array, before: Array, after: Array, standard_erro
     if standard_error is not None:
         lo, hi = after - 2 * standard_error, after + 2 * standard_error
         ax.fill_between(x, lo, hi, color=on_white(BLUE, 0.2), linewidth=0, zorder=1, label="± 2 standard errors")
+
+
+def _cut_losses(set_limits: Callable[[float, float], Any], limits: tuple[float, float]) -> None:
+    """Skill ends at 100 % and has no lower end: a loss of more than that, in an interval too, runs off the picture."""
+    set_limits(max(limits[0], -105.0), min(limits[1], 105.0))
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tuple[Figure, list[Axes]]:

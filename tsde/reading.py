@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,9 +16,10 @@ import pyarrow.parquet as pq
 from tsde.csvtext import check_header, read_csv
 from tsde.errors import MissingInputError, UsageError
 from tsde.findings import refusal
+from tsde.packed import Unpacked
 from tsde.sheet import Sheet
 
-_GZIP = b"\x1f\x8b"
+_GZIP, _PIECE = b"\x1f\x8b", 2**20
 
 
 def read_sheet(source: str | Path | pd.DataFrame) -> Sheet:
@@ -37,8 +39,8 @@ def read_sheet(source: str | Path | pd.DataFrame) -> Sheet:
             return _from_parquet(file, name)
     if lower.endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
         with _opened(source) as file:
-            data = file.read()
-        return parse_csv(_unpacked(data, name) if lower.endswith(".gz") else data, name)
+            data = _unpacked(file, name) if lower.endswith(".gz") else file.read()
+        return parse_csv(data, name)
     _opened(source).close()
     raise UsageError(f"{name}: expected a table that ends in .csv, .csv.gz or .parquet; rename or convert it")
 
@@ -59,7 +61,7 @@ def sheet_of_arrow(name: str, table: pa.Table) -> Sheet:
     return _sheet(name, [table.column_names[i] for i in kept], [table.column(i) for i in kept])
 
 
-def _opened(source: str | Path) -> BinaryIO:
+def _opened(source: str | Path) -> BufferedReader:
     try:
         return open(source, "rb")
     except FileNotFoundError as error:
@@ -70,11 +72,12 @@ def _opened(source: str | Path) -> BinaryIO:
         raise MissingInputError(f"{source}: the file cannot be read: {error}") from error
 
 
-def _unpacked(data: bytes, name: str) -> bytes:
-    if data and not data.startswith(_GZIP):
+def _unpacked(file: BufferedReader, name: str) -> bytes:
+    if file.peek(2) and not file.peek(2).startswith(_GZIP):
         raise refusal("E-GZIP", f"{name}: expected a gzip file, found something else; rename it, or compress it again")
+    inside = Unpacked(file, name)
     try:
-        return gzip.decompress(data)
+        return b"".join(iter(lambda: inside.read(_PIECE), b""))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise refusal("E-GZIP", f"{name}: not a whole gzip file ({error}); compress it again") from error
 
