@@ -280,18 +280,17 @@ def models(json: Json = False) -> None:
     """List the families of models, one line each."""
     from json import dumps
 
-    from tsde.models import BASELINES, MODELS
+    from tsde.models import BASELINES, MODELS, AutoConfig
 
+    summaries = {name: family.summary for name, family in MODELS.items()} | {"auto": AutoConfig.SUMMARY}
     if json:
         families = [
-            {"family": name, "baseline": name in BASELINES, "summary": family.summary}
-            for name, family in MODELS.items()
+            {"family": name, "baseline": name in BASELINES, "summary": summary} for name, summary in summaries.items()
         ]
         print(dumps(families, indent=1))
         return
-    for name, family in MODELS.items():
-        print(f"{name:<12} {family.summary}")
-    print(f"{'auto':<12} the one of several families with the lowest validation CRPS in short trials")
+    for name, summary in summaries.items():
+        print(f"{name:<12} {summary}")
 
 
 def _record(trained: Trained) -> None:

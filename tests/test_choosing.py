@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,7 @@ def test_the_linear_route_finds_what_is_linear() -> None:
     answered = [Window(w.query, line(w.query), torch.ones_like(w.mask), w.series) for w in known]
     route, recent = LinearRoute(len(TABLE.channels), RecentValues.size), RecentValues()
     route.fit([recent(w.query)[0] for w in answered], answered)
-    worst = max(float((route(recent(w.query)[0], w.query.lead) - w.values).abs().max()) for w in answered)
+    worst = max(float((route(recent(w.query)[0], w.query) - w.values).abs().max()) for w in answered)
     assert worst < 0.02
 
 
@@ -122,6 +123,7 @@ def test_the_linear_route_goes_no_further_than_two_horizons() -> None:
     query = windows()[0].query
     route, summary = LinearRoute(len(TABLE.channels), RecentValues.size), RecentValues()(query)[0]
     route.weight.normal_(generator=torch.Generator().manual_seed(0))
-    near, far = (route(summary, torch.full_like(query.lead, lead)) for lead in (2.0, 1e6))
+    leads = (torch.full_like(query.times, lead) + query.origins[..., None] for lead in (1.0, 2.0, 1e6))
+    nearer, near, far = (route(summary, replace(query, times=times)) for times in leads)
     assert torch.equal(near, far)
-    assert not torch.equal(near, route(summary, torch.full_like(query.lead, 1.0)))
+    assert not torch.equal(near, nearer)

@@ -178,7 +178,7 @@ def test_calibration_on_request() -> None:
 def test_reports_arrive_as_they_happen() -> None:
     seen: list[Progress] = []
     found = fit_predictor(TABLE, experiment(), report=seen.append)
-    assert [vars(progress) for progress in seen] == found.history
+    assert [progress.record() for progress in seen] == found.history
 
 
 @pytest.mark.parametrize(("horizon", "part"), [("1e-6", "training"), ("0.0001", "training")])

@@ -61,7 +61,7 @@ def prepare(table: Table, experiment: Experiment, scaler: Scaler | None = None) 
     unscaled = Scaler.unit(table.channels, horizon).apply(table, experiment.seed)
     split = split_windows(unscaled, experiment.split, experiment.seed, experiment.train.members)
     if scaler is None:
-        scaler = Scaler.fit(table, horizon, _learnt_rows(unscaled, split))
+        scaler = Scaler.fit(table, horizon, _learnt_rows(unscaled, split), experiment.windows.calendar)
     series = scaler.apply(table, experiment.seed)
     for fold in split.folds:
         for part, region in zip(("training", "validation"), fold, strict=True):

@@ -37,6 +37,7 @@ from tsde.training import Divergence, Progress, TrainConfig, divergence, fit
 from tsde.windows import Fold, Origins, Region, Window, WindowConfig, eligible_origins, fixed_windows
 
 _SEED_STEP = 1000  # between members
+_SERIES = ("offsets", "times", "values", "mask", "key", "periods")
 
 
 def training_windows(origins: Origins, config: WindowConfig, count: int = Forecaster.examples) -> list[Window]:
@@ -169,7 +170,7 @@ def _write_job(folder: Path, series: SeriesSet, folds: Sequence[Fold], experimen
     Raises:
         ArtifactError: the folder has checkpoints of something else.
     """
-    tensors = {name: getattr(series, name) for name in ("offsets", "times", "values", "mask", "key")}
+    tensors = {name: getattr(series, name) for name in _SERIES}
     for number, fold in enumerate(folds):
         for part, region in zip(("train", "validation"), fold, strict=True):
             tensors |= {f"{number}/{part}/{name}": bound.clone() for name, bound in region._asdict().items()}
@@ -185,7 +186,7 @@ def _write_job(folder: Path, series: SeriesSet, folds: Sequence[Fold], experimen
 def _read_job(folder: Path) -> tuple[SeriesSet, list[Fold], Experiment]:
     files, groups = read_files(folder / "job")
     tensors = groups["data.safetensors"]
-    series = SeriesSet(**{name: tensors[name] for name in ("offsets", "times", "values", "mask", "key")})
+    series = SeriesSet(**{name: tensors[name] for name in _SERIES})
     count = sum(name.endswith("/train/lower") for name in tensors)
 
     def region(number: int, part: str) -> Region:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tsde.calendar import phases
 from tsde.series import SeriesSet
 from tsde.windows import Query
 
@@ -84,4 +85,5 @@ def _query(
     reference = series.times[last]
     batch = series.pad(start, last, chosen, reference, length)
     lead = (times[slot] - reference[:, None]).float().clamp(max=MAX_LEAD)
-    return Query(batch, torch.zeros(rows, 1), lead[:, None])
+    moments = times[slot].minimum(reference[:, None] + MAX_LEAD)
+    return Query(batch, torch.zeros(rows, 1), lead[:, None], phases(moments, series.periods)[:, None])

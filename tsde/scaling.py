@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from tsde.calendar import Cycle, cycles_seen, periods
 from tsde.distribution import Quantiles, affine
 from tsde.noise import series_keys
 from tsde.series import SeriesSet
@@ -20,6 +21,7 @@ class Scaler(BaseModel):
 
     Attributes:
         horizon: the time unit of all models, in seconds for datetimes or in the table's own numbers.
+        cycles: of the calendar, on which forecasts may depend.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,6 +30,7 @@ class Scaler(BaseModel):
     horizon: float
     location: tuple[float, ...]
     scale: tuple[float, ...]
+    cycles: tuple[Cycle, ...] = ()
 
     @classmethod
     def unit(cls, channels: tuple[str, ...], horizon: float) -> Scaler:
@@ -35,14 +38,18 @@ class Scaler(BaseModel):
         return cls(channels=channels, horizon=horizon, location=(0.0,) * len(channels), scale=(1.0,) * len(channels))
 
     @classmethod
-    def fit(cls, table: Table, horizon: float, rows: NDArray[np.bool_]) -> Scaler:
-        """Mean and deviation of the winsorised values in `rows (R,)`; constant or empty channels keep scale 1."""
+    def fit(cls, table: Table, horizon: float, rows: NDArray[np.bool_], calendar: bool = False) -> Scaler:
+        """Mean and deviation of the winsorised values in `rows (R,)`; constant or empty channels keep scale 1.
+
+        With `calendar`, also the cycles that the rows show.
+        """
         moments = [_moments(column[~np.isnan(column)]) for column in table.values[rows].T]
         return cls(
             channels=table.channels,
             horizon=horizon,
             location=tuple(location for location, _ in moments),
             scale=tuple(scale for _, scale in moments),
+            cycles=table_cycles(table, rows) if calendar else (),
         )
 
     def apply(self, table: Table, seed: int) -> SeriesSet:
@@ -57,6 +64,7 @@ class Scaler(BaseModel):
             ),  # an absurd value stays finite in float32
             torch.from_numpy(np.ascontiguousarray(mask)),
             series_keys(table.ids, seed),
+            periods(self.cycles, self.horizon),
         )
 
     def undo(self, forecast: Quantiles) -> Quantiles:
@@ -64,6 +72,11 @@ class Scaler(BaseModel):
         location = torch.tensor(self.location, dtype=torch.float64)
         scale = torch.tensor(self.scale, dtype=torch.float64)
         return affine(forecast, location, scale)
+
+
+def table_cycles(table: Table, rows: NDArray[np.bool_] | slice = slice(None)) -> tuple[Cycle, ...]:
+    """The calendar's cycles that `rows (R,)` of a table show; plain numbers have no calendar."""
+    return cycles_seen(table.times[rows], table.row_series[rows]) if table.clock.kind == "datetime" else ()
 
 
 def _moments(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -6,10 +6,12 @@ no lengths exist anywhere. Masked values are zero in the tensor, but no model ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from tsde.calendar import periods
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class SeriesSet:
         values: `(R, C)` float32, scaled, zero where unobserved.
         mask: `(R, C)` bool.
         key: `(N,)` int64.
+        periods: `(3,)` float64, lengths of the calendar's cycles in scaled units; infinite where there is none.
     """
 
     offsets: Tensor
@@ -67,6 +70,7 @@ class SeriesSet:
     values: Tensor
     mask: Tensor
     key: Tensor
+    periods: Tensor = field(default_factory=lambda: periods((), 1.0))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

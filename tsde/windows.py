@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from tsde.calendar import PHASES, phases
 from tsde.series import SeriesBatch, SeriesSet
 
 _TOLERANCE = 1e-6  # of a horizon: a target exactly one horizon ahead is inside it whatever the rounding
@@ -24,16 +25,23 @@ class Query:
         context: rows up to the last origin; a forecast from an earlier origin must not use the rows after it.
         origins: `(B, K)`, times of rows of the context.
         times: `(B, K, H)`, on the same clock.
+        calendar: `(B, K, H, 12)`, where in the calendar's cycles the query times lie; None where there are none.
     """
 
     context: SeriesBatch
     origins: Tensor
     times: Tensor
+    calendar: Tensor | None = None
 
     @property
     def lead(self) -> Tensor:
         """`(B, K, H)` time from origin to query."""
         return self.times - self.origins[..., None]
+
+    @property
+    def phases(self) -> Tensor:
+        """`(B, K, H, 12)`: the calendar, zeros where there is none."""
+        return self.times.new_zeros(*self.times.shape, PHASES) if self.calendar is None else self.calendar
 
     def per_origin(self) -> Query:
         """The same questions with one origin per row, `(B * K, 1)`, each context cut off at its own origin."""
@@ -49,7 +57,7 @@ class Query:
         cut = SeriesBatch(
             times.minimum(origins), repeat(context.values), mask, repeat(context.key), repeat(context.static)
         )
-        return Query(cut, origins, self.times.flatten(0, 1)[:, None])
+        return Query(cut, origins, self.times.flatten(0, 1)[:, None], self.phases.flatten(0, 1)[:, None])
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ class WindowConfig(BaseModel):
     origins: int = Field(6, ge=1, description="forecast origins per series and pass")
     targets: int = Field(12, ge=1, description="query times per origin in training")
     thinning: float = Field(0.6, ge=0, lt=1, description="up to this share of a context's values is hidden in training")
+    calendar: bool = Field(False, description="whether forecasts may depend on the time of day, week and year")
     context: int = Field(256, ge=1, description="a context keeps at most this many of its latest rows")
     held_out: int = Field(600, ge=1, description="windows wanted in each of validation, calibration and test")
 
@@ -292,6 +301,7 @@ def _cut(
         context,
         (data.times[row] - reference[:, None]).float(),
         (data.times[target] - reference[:, None, None]).float(),
+        phases(data.times[target], data.periods),
     )
     return Window(query, data.values[target], data.mask[target] & real[..., None], chosen)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -24,6 +24,7 @@ class AutoConfig(BaseModel):
     """The family is chosen by short trials: the one with the lowest validation CRPS is then trained in full."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    SUMMARY: ClassVar = "the one of several families with the lowest validation CRPS in short trials"
 
     family: Literal["auto"] = "auto"
     candidates: tuple[str, ...] = Field(("filter", "neural_cde", "latent_ode", "ridge"), min_length=1)

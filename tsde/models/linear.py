@@ -7,19 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tsde.windows import Window
+from tsde.calendar import PHASES
+from tsde.windows import Query, Window
 
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 _FARTHEST = 2.0  # horizons: beyond, a line in the lead time is not followed any further
-_MOVING = 7
+_MOVING = 7 + PHASES
 
 
 class LinearRoute(nn.Module):
     """x_c(t) = w_c . phi_c, one ridge regression per channel, fitted in closed form.
 
-    phi holds the channel's own recent past, every channel's last value and presence, and the channel's last value,
-    mean and one times functions of the lead. The penalty, in observations, is chosen for each channel on every fifth
-    window, all from the normal equations.
+    phi holds the channel's own recent past, every channel's last value and presence, the channel's last value, mean
+    and one times functions of the lead, and where in the calendar's cycles the time lies. The penalty, in
+    observations, is chosen for each channel on every fifth window, all from the normal equations.
     """
 
     weight: Tensor
@@ -32,18 +33,18 @@ class LinearRoute(nn.Module):
         super().__init__()
         self.register_buffer("weight", torch.zeros(channels, summary + 2 * channels + _MOVING))
 
-    def forward(self, summary: Tensor, lead: Tensor) -> Tensor:
-        """`summary (B, K, C, F)` as `RecentValues` gives it and `lead (B, K, H)` -> means `(B, K, H, C)`."""
+    def forward(self, summary: Tensor, query: Query) -> Tensor:
+        """`summary (B, K, C, F)` as `RecentValues` gives it -> means `(B, K, H, C)`."""
         steady, moving = _parts(summary)
         level = (steady * self.weight[:, :-_MOVING]).sum(-1)
-        return level[:, :, None] + _lead_functions(lead) @ (moving * self.weight[:, -_MOVING:]).transpose(2, 3)
+        return level[:, :, None] + _functions(query) @ (moving * self.weight[:, -_MOVING:]).transpose(2, 3)
 
     def fit(self, summaries: Sequence[Tensor], windows: Sequence[Window]) -> None:
         """Weights from the windows' observed targets, clipped at ten standard deviations."""
         channels, size = self.weight.shape
         moments = torch.zeros(2, channels, size + 1, size + 1, dtype=torch.float64)
         for number, (summary, window) in enumerate(zip(summaries, windows, strict=True)):
-            phi = _features(summary, window.query.lead)
+            phi = _features(summary, window.query)
             joint = torch.cat([phi, window.values.clamp(-10, 10)[..., None]], -1)
             joint = torch.where(window.mask[..., None], joint, 0.0).flatten(0, 2).transpose(0, 1).double()
             moments[int(number % 5 == 4)] += joint.transpose(1, 2) @ joint  # (C, P + 1, P + 1)
@@ -54,24 +55,25 @@ class LinearRoute(nn.Module):
 
 
 def _parts(summary: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of phi that stays over the lead, `(B, K, C, F + 2C)`, and the factors of its functions, 7 of them."""
+    """The part of phi that stays over the lead, `(B, K, C, F + 2C)`, and what `_functions` scale, `(B, K, C, 19)`."""
     channels = summary.shape[2]
     everyone = summary[..., :2].flatten(-2)[:, :, None].expand(-1, -1, channels, -1)
     last, mean, one = summary[..., 0], summary[..., 8], torch.ones_like(summary[..., 0])
-    return torch.cat([summary, everyone], -1), torch.stack([one, one, one, last, last, mean, mean], -1)
+    factors = torch.stack([one, one, one, last, last, mean, mean, *[one] * PHASES], -1)
+    return torch.cat([summary, everyone], -1), factors
 
 
-def _lead_functions(lead: Tensor) -> Tensor:
-    """What each of the seven factors is multiplied by, `(B, K, H, 7)`."""
-    lead = lead.clamp(max=_FARTHEST)
+def _functions(query: Query) -> Tensor:
+    """Functions of the query times, `(B, K, H, 19)`: of the lead, and of the calendar."""
+    lead = query.lead.clamp(max=_FARTHEST)
     fade = torch.exp(-3 * lead)
-    return torch.stack([torch.ones_like(lead), lead, fade, lead, fade, lead, fade], -1)
+    return torch.cat([torch.stack([torch.ones_like(lead), lead, fade, lead, fade, lead, fade], -1), query.phases], -1)
 
 
-def _features(summary: Tensor, lead: Tensor) -> Tensor:
+def _features(summary: Tensor, query: Query) -> Tensor:
     """phi, `(B, K, H, C, P)`."""
     steady, moving = _parts(summary)
-    varying = moving[:, :, None] * _lead_functions(lead)[..., None, :]
+    varying = moving[:, :, None] * _functions(query)[..., None, :]
     return torch.cat([steady[:, :, None].expand(*varying.shape[:-1], -1), varying], -1)
 
 

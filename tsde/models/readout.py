@@ -59,7 +59,7 @@ class Readout(nn.Module):
         local = self.local(torch.cat([features, embedded], -1))[:, :, None]  # (B, K, 1, C, W)
         latent = self.latent(states).unflatten(-1, (channels, -1))  # (..., B, K, H, C, R)
         lead = self.lead(lead_features(query.lead))[..., None, :]  # (B, K, H, 1, W)
-        straight = self.linear(features, query.lead)  # (B, K, H, C)
+        straight = self.linear(features, query)  # (B, K, H, C)
         if cells is not None:
             b, k, h, c = cells.nonzero(as_tuple=True)
             local, latent, lead, routes = (

@@ -50,7 +50,7 @@ class Ridge(Forecaster):
         self.variance[:] = nonnegative_line(sums).float()
 
     def _mean(self, query: Query) -> Tensor:
-        return self.linear(self.recent(query)[0], query.lead)
+        return self.linear(self.recent(query)[0], query)
 
     def forward(self, query: Query) -> Distribution:
         level, slope = self.variance
