@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import huber_loss, linear, silu, softplus
@@ -54,6 +54,12 @@ class LatentSDEConfig(BaseModel):
     tolerance: float | None = Field(None, gt=0, description="of adaptive steps over the horizon; else they are fixed")
     dropout: float = Field(0.1, ge=0, lt=1)
     head: HeadName = "quantile"
+
+    @model_validator(mode="after")
+    def _linear_noise_needs_euler(self) -> LatentSDEConfig:
+        if self.noise == "linear" and self.method != "euler":
+            raise ValueError(f"noise: linear is solved by method: euler, got {self.method}, which it makes unstable")
+        return self
 
 
 class LinearNoise(NamedTuple):
