@@ -68,8 +68,7 @@ PUBLISHED: dict[str, list[Published]] = {
     + [Published("LNSDE, the authors' code, one seed", "H", "earlier measurement", {"30": 0.0179})],
     "B3": [],
     "B4": [
-        Published(model, "R", "as printed, squared errors of sampled forecasts", dict(zip("12", values, strict=True)))
-        for model, values in _MOCAP.items()
+        Published(model, "R", "as printed", dict(zip("12", values, strict=True))) for model, values in _MOCAP.items()
     ],
     "B5": [
         Published(model, mark, "on the original file, 1,114 stations", {"sporadic": mse})
@@ -218,7 +217,7 @@ def _values(rows: Sequence[Row], name: str, chosen: str, score: str) -> list[Any
 def _ratio(ours: Mapping[str, Sequence[float]], best: Mapping[str, float | None]) -> str:
     """Geometric mean over sets of MSE / best published MSE, and the number of sets."""
     logs = [math.log(mean(values) / reference) for s, values in ours.items() if (reference := best[s])]
-    return f"{math.exp(mean(logs)):.2f} ({len(logs)})" if logs else ""
+    return f"{_times(math.exp(mean(logs)))} ({len(logs)})" if logs else ""
 
 
 def _against(rows: Sequence[Row], name: str, reference: str) -> str:
@@ -228,7 +227,11 @@ def _against(rows: Sequence[Row], name: str, reference: str) -> str:
         for one in (name, reference)
     )
     logs = [math.log(mine[run] / other[run]) for run in mine.keys() & other.keys()]
-    return f"{math.exp(mean(logs)):.2f} ({len(logs)})" if logs else ""
+    return f"{_times(math.exp(mean(logs)))} ({len(logs)})" if logs else ""
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def _cell(values: Sequence[float], lowest: float, folds: int) -> str:
