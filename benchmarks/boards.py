@@ -3,10 +3,11 @@
     python benchmarks/boards.py run B1 --set LEN01 --fold 0 --family filter --set-config train.max_time=300s
     python benchmarks/boards.py report
 
-B1 (Physiome-ODE), B2 (MuJoCo Hopper), B5 (USHCN sporadic) and B6 (PhysioNet-2012 a) are here with their protocols in
-`protocols.py`; B3 (stochastic Lorenz) and B4 (MoCap) are not built yet. A run appends a row to `rows/BOARD.jsonl` per
-(set, fold, family, settings); a row that exists is not run again, and an interrupted run goes on from its members'
-checkpoints. The test split of a fold is scored once, by the run that writes its row.
+B1 (Physiome-ODE), B2 (MuJoCo Hopper), B3 (stochastic Lorenz), B4 (CMU MoCap 35), B5 (USHCN sporadic) and B6
+(PhysioNet-2012 a) have their protocols in `protocols.py`, `lorenz.py` and `mocap.py`. A run appends a row to
+`rows/BOARD.jsonl` per (set, fold, family, settings); a row that exists is not run again, and an interrupted run goes on
+from its members' checkpoints. The test split of a fold is scored once, by the run that writes its row. Beside the
+families a board may have references of its own: `analog` on B3 and B4, `oracle` on B3.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from protocols import BOARDS, Board, Task
+from protocols import BOARDS
 from scoreboard import render
+from tasks import Board, Task
 
 from tsde.config import Experiment, load_experiment
 from tsde.errors import DivergedError, TsdeError
 from tsde.evaluation import Evaluation, Scores, evaluate
 from tsde.fitting import _assemble as calibrated_predictor
 from tsde.members import train_members
+from tsde.model import Forecaster
 from tsde.models import BASELINES, MODELS
 from tsde.predictor import Predictor
 from tsde.scaling import Scaler
@@ -46,10 +49,12 @@ app = typer.Typer(help=__doc__, add_completion=False, rich_markup_mode=None, pre
 
 @app.command()
 def run(
-    board: Annotated[str, typer.Argument(help=f"One of {', '.join(BOARDS)}; B3 and B4 are not built yet.")],
+    board: Annotated[str, typer.Argument(help=f"One of {', '.join(BOARDS)}.")],
     sets: Annotated[list[str] | None, typer.Option("--set", help="A set of the board; repeatable. [all]")] = None,
     folds: Annotated[list[int] | None, typer.Option("--fold", help="A fold or seed; repeatable. [all]")] = None,
-    families: Annotated[list[str] | None, typer.Option("--family", help="A family; repeatable. [filter]")] = None,
+    families: Annotated[
+        list[str] | None, typer.Option("--family", help="Family or reference; repeatable. [filter]")
+    ] = None,
     config: Annotated[list[str] | None, typer.Option("--set-config", help="Such as train.max_time=300s.")] = None,
     data: Annotated[Path, typer.Option(envvar="TSDE_BOARDS", help="The folder that has boards/.")] = DATA,
     rows: Annotated[Path, typer.Option(help="Where rows are kept.")] = HERE / "rows",
@@ -90,11 +95,13 @@ def run_one(board: Board, label: Row, data: Path, work: Path) -> Row:
     digest = hashlib.sha256(json.dumps(label).encode()).hexdigest()[:8]
     folder = work / f"{board.name}-{label['set']}-{label['fold']}-{label['family']}-{digest}"
     started = time.monotonic()
-    predictor, history = train(task, experiment, _reporter(label), folder)
+    reference = board.references.get(label["family"])
+    predictor, history = train(task, experiment, _reporter(label), folder, reference)
     wall = time.monotonic() - started
     with single_thread():
         milliseconds = forecast_ms(predictor, task)
         row = scores(evaluate(predictor, task.parts.test, lead_bins=3), task.parts.scaler)
+        row |= board.further(task, predictor)
     shutil.rmtree(folder, ignore_errors=True)
     done = {last["member"]: last for last in history}.values()  # the last validation of each member
     return row | {
@@ -108,18 +115,30 @@ def run_one(board: Board, label: Row, data: Path, work: Path) -> Row:
 
 
 def experiment_of(task: Task, label: Row) -> Experiment:
-    """The default experiment of a family with the run's overrides; its seed is the fold."""
-    fields: Row = {"horizon": task.parts.scaler.horizon, "seed": label["fold"], "model": {"family": label["family"]}}
+    """The default experiment of a family on a board, with the run's overrides; its seed is the fold.
+
+    A reference is no family: its experiment says how to calibrate, and nothing of its model.
+    """
+    fields: Row = {"horizon": task.parts.scaler.horizon, "seed": label["fold"], "windows": dict(task.windows)}
+    if label["family"] in MODELS:
+        fields["model"] = {"family": label["family"]}
     if label["family"] in BASELINES:
         fields["train"] = {"members": 1}
     return load_experiment(None, label["overrides"], **fields)
 
 
 def train(
-    task: Task, experiment: Experiment, report: Callable[[Progress], None], folder: Path
+    task: Task,
+    experiment: Experiment,
+    report: Callable[[Progress], None],
+    folder: Path,
+    reference: Callable[[Task], Forecaster] | None = None,
 ) -> tuple[Predictor, list[dict[str, float]]]:
-    """The ordinary training and the ordinary calibration, on a board's split."""
+    """The ordinary training, or a board's reference in its place, and the ordinary calibration, on a board's split."""
     parts = task.parts
+    if reference is not None:
+        with single_thread():
+            return calibrated_predictor(parts, experiment, task.table, [reference(task)]), []
     members, history = train_members(parts.series, parts.split.folds, experiment, report, folder)
     with single_thread():
         return calibrated_predictor(parts, experiment, task.table, members), history
@@ -190,7 +209,7 @@ def _labels(
     for fold in folds or []:
         _choice(fold, f"fold of {board.name}", range(board.folds))
     for family in families or []:
-        _choice(family, "family", MODELS)
+        _choice(family, f"family or reference of {board.name}", [*MODELS, *board.references])
     return [
         {"board": board.name, "set": name, "family": family, "fold": fold, "overrides": sorted(config or [])}
         for name in sets or board.sets

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from protocols import BOARDS, PHYSIOME_SETS, Board
+from lorenz import LEADS
+from protocols import BOARDS, PHYSIOME_SETS
+from tasks import Board
 
 Row = dict[str, Any]
 
@@ -46,6 +48,14 @@ _USHCN = {
     ("GraFITi", "R"): 0.272,
     ("NCDSSM-NL", "M"): 0.34,
 }
+_MOCAP = {
+    "latent ODE": (5.98, 31.6),
+    "latent SDE, reproduction": (12.9, 9.52),
+    "NCDSSM": (5.69, 4.74),
+    "SDE matching": (5.20, 4.26),
+    "NSF": (8.62, 3.41),
+    "ARCTA": (7.62, 9.92),
+}
 PUBLISHED: dict[str, list[Published]] = {
     "B1": [
         Published(model, "R", "Physiome-ODE, ICLR 2025", dict(zip(PHYSIOME_SETS, values, strict=True)))
@@ -56,6 +66,10 @@ PUBLISHED: dict[str, list[Published]] = {
         for (model, mark, source), values in _MUJOCO.items()
     ]
     + [Published("LNSDE, the authors' code, one seed", "H", "earlier measurement", {"30": 0.0179})],
+    "B3": [],
+    "B4": [
+        Published(model, "R", "as printed", dict(zip("12", values, strict=True))) for model, values in _MOCAP.items()
+    ],
     "B5": [
         Published(model, mark, "on the original file, 1,114 stations", {"sporadic": mse})
         for (model, mark), mse in _USHCN.items()
@@ -66,7 +80,8 @@ PUBLISHED: dict[str, list[Published]] = {
 _INTRODUCTION = """\
 # Boards
 
-Made by `python benchmarks/boards.py report` from `benchmarks/rows/`; protocols are in `benchmarks/protocols.py`.
+Made by `python benchmarks/boards.py report` from `benchmarks/rows/`; protocols are in `benchmarks/protocols.py`,
+`lorenz.py` and `mocap.py`.
 
 Test scores: mean ± standard deviation over folds or seeds, with their number where it is not all of them. Selection is
 on validation series only, and a fold's test split is scored once per row. Fewer folds than the quoted numbers have are
@@ -74,15 +89,16 @@ a first look, not a comparison: a fold's deviation is 5 to 15 % on B1. Some defa
 on series of LEN01, HOD01 and LEN02 (B1), B5 and B6 were in sight, under other splits of the same files, so those series
 may be in the test parts here: rows of these sets are not untouched, and a frozen recipe on other folds decides.
 
-The names of our rows are families and the
-settings that differ from the defaults; `last`, `mean` and `ridge` are the baselines. Marks of quoted numbers: [R] read
-in an official repository or paper, [M] from memory and unverified, [H] measured by us earlier with other code under
-the same protocol. Bold, and ranked, are only lines that have all folds (and sets); "of ridge" compares run by run.
+The names of our rows are families and the settings that differ from the defaults; `last`, `mean` and `ridge` are the
+baselines, `analog` and `oracle` references of single boards. Marks of quoted numbers: [R] read in an official
+repository or paper, [M] from memory and unverified, [H] measured by us earlier with other code under the same protocol.
+Bold, and ranked, are only lines that have all folds (and sets); "of ridge" compares run by run.
 Training seconds are summed over members, which train side by side on one thread each; milliseconds per forecast series
-are those of one thread on a machine that did other work too. B3 and B4 are not built yet.
+are those of one thread on a machine that did other work too.
 """
 _DETAILS = {
     "mse": "MSE",
+    "mse_sampled": "MSE of samples",
     "mae": "MAE",
     "crps": "CRPS",
     "nll": "NLL",
@@ -103,7 +119,8 @@ def render(rows: Mapping[str, Sequence[Row]]) -> str:
 
 def _board(board: Board, rows: Sequence[Row]) -> str:
     heading = f"## {board.name}. {board.title}\n\nFolds or seeds: {board.folds}. Errors are in {board.unit}.\n"
-    parts = [heading, _mse_table(board, rows), "\n" + _detail_table(board, rows)]
+    tables = [_mse_table(board, rows), *_joint_table(board, rows), "\n" + _detail_table(board, rows)]
+    parts = [heading, *([board.note] if board.note else []), *tables]
     diverged = [
         f"- {row['set']}, fold {row['fold']}, {_name(row)}: {row['diverged']}" for row in rows if "mse" not in row
     ]
@@ -144,17 +161,38 @@ def _ranks(board: Board, found: Mapping[str, Mapping[str, Sequence[float]]]) -> 
 
 def _detail_table(board: Board, rows: Sequence[Row]) -> str:
     """Every score of ours, a line per set and model, means over folds."""
+    details = {score: title for score, title in _DETAILS.items() if any(score in row for row in rows)}
     lines = [
         [
             *(s, name, str(len(folds))),
-            *(_number(mean(_values(rows, name, s, score)), score) for score in _DETAILS),
+            *(_number(mean(_values(rows, name, s, score)), score) for score in details),
             *(_by_lead(_values(rows, name, s, "by_lead"), level) for level in (80, 95)),
         ]
         for s in board.sets
         for name in _names(rows)
         if (folds := _values(rows, name, s, "mse"))
     ]
-    return _table(["set", "family", "folds", *_DETAILS.values(), "80 % by lead third", "95 % by lead third"], lines)
+    return _table(["set", "family", "folds", *details.values(), "80 % by lead third", "95 % by lead third"], lines)
+
+
+def _joint_table(board: Board, rows: Sequence[Row]) -> list[str]:
+    """Scores of the joint law by lead time where rows have them, means over folds."""
+    joint = [row for row in rows if "coupling" in row]
+    lines = []
+    for s in board.sets:
+        for name in _names(joint):
+            folds = _values(joint, name, s, "coupling")
+            if not folds:
+                continue
+            scores = (
+                " / ".join(f"{mean(_values(joint, name, s, f'{score}_{lead:g}')):.2g}" for lead in LEADS)
+                for score in ("crps", "energy", "kl", "kl_floor")
+            )
+            milliseconds = f"{mean(_values(joint, name, s, 'ms_per_100')):.3g}"
+            lines.append([s, name, str(len(folds)), folds[0], *scores, milliseconds])
+    head = ["set", "family", "folds", "coupling", "CRPS", "energy score", "KL", "KL floor", "ms per 100 samples"]
+    leads = " / ".join(f"{lead:g}" for lead in LEADS)
+    return [f"\nAt leads {leads}, in this order:\n", _table(head, lines), ""] if lines else []
 
 
 def _by_lead(folds: Sequence[Sequence[Row]], level: int) -> str:
@@ -179,7 +217,7 @@ def _values(rows: Sequence[Row], name: str, chosen: str, score: str) -> list[Any
 def _ratio(ours: Mapping[str, Sequence[float]], best: Mapping[str, float | None]) -> str:
     """Geometric mean over sets of MSE / best published MSE, and the number of sets."""
     logs = [math.log(mean(values) / reference) for s, values in ours.items() if (reference := best[s])]
-    return f"{math.exp(mean(logs)):.2f} ({len(logs)})" if logs else ""
+    return f"{_times(math.exp(mean(logs)))} ({len(logs)})" if logs else ""
 
 
 def _against(rows: Sequence[Row], name: str, reference: str) -> str:
@@ -189,7 +227,11 @@ def _against(rows: Sequence[Row], name: str, reference: str) -> str:
         for one in (name, reference)
     )
     logs = [math.log(mine[run] / other[run]) for run in mine.keys() & other.keys()]
-    return f"{math.exp(mean(logs)):.2f} ({len(logs)})" if logs else ""
+    return f"{_times(math.exp(mean(logs)))} ({len(logs)})" if logs else ""
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def _cell(values: Sequence[float], lowest: float, folds: int) -> str:

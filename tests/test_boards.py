@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import boards
 import protocols
 import scoreboard
+import tasks
 
 from tsde.errors import MissingInputError
 from tsde.evaluation import evaluate
@@ -47,7 +48,7 @@ def ragged() -> SeriesSet:
 
 
 def test_windows_end_at_the_cut_and_ask_for_everything_after_it() -> None:
-    (window,) = protocols.windows_at(ragged(), torch.arange(3), 1.5)
+    (window,) = tasks.windows_at(ragged(), torch.arange(3), 1.5)
     assert window.series.tolist() == [0]
     assert window.query.context.times.tolist() == [[-1.0, 0.0]]
     assert window.query.lead.tolist() == [[[1.0, 2.0]]]
@@ -55,15 +56,15 @@ def test_windows_end_at_the_cut_and_ask_for_everything_after_it() -> None:
 
 
 def test_next_rows_limit_the_targets_and_a_row_on_the_cut_is_known() -> None:
-    (window,) = protocols.windows_at(ragged(), torch.tensor([0]), 1.0, next_rows=1)
+    (window,) = tasks.windows_at(ragged(), torch.tensor([0]), 1.0, next_rows=1)
     assert window.query.context.times.shape == (1, 2)
     assert window.values.flatten().tolist() == [2.0]
 
 
 def test_windows_of_unlike_lengths_share_a_batch() -> None:
     series = ragged()
-    both = protocols.windows_at(series, torch.arange(2), 5.5)
-    (window,) = protocols.windows_at(series, torch.tensor([2, 0]), 0.5)
+    both = tasks.windows_at(series, torch.arange(2), 5.5)
+    (window,) = tasks.windows_at(series, torch.tensor([2, 0]), 0.5)
     assert [len(w.series) for w in both] == [1]
     assert window.mask.sum((1, 2, 3)).tolist() == [1, 3]
 

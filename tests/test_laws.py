@@ -36,6 +36,7 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "filter-gaussian": ("filter", {"head": "gaussian"}),
     "latent_ode-student_t": ("latent_ode", {"head": "student_t"}),
     "latent_sde-reversible_heun": ("latent_sde", {"method": "reversible_heun"}),
+    "latent_sde-linear_noise": ("latent_sde", {"noise": "linear"}),
     "neural_cde-linear_fill": ("neural_cde", {"path": {"fill": "linear"}}),
     "neural_cde-hermite": ("neural_cde", {"path": {"kind": "hermite"}}),
     "neural_cde-rectilinear": ("neural_cde", {"path": {"kind": "rectilinear"}, "solver": {"method": "heun"}}),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import huber_loss
+from torch.nn.functional import huber_loss, linear, silu, softplus
 
-from tsde.diffusion import Method, SteeredField, diffuse, interpolate
-from tsde.distribution import pool
+from tsde.diffusion import Dynamics, Method, SteeredField, Terms, diffuse, interpolate
+from tsde.distribution import pool, summarise
 from tsde.flow import steps_until
 from tsde.heads import HUBER, HeadName
 from tsde.metrics import crps_samples
@@ -28,9 +28,13 @@ from tsde.models.parts import (
     noise_like,
     step_noise,
 )
-from tsde.models.readout import Readout
+from tsde.models.readout import LEAD_FEATURES, Readout, lead_features
+from tsde.noise import uniform
 from tsde.scans.steered import SteeredWeights
 from tsde.windows import Query, Window
+
+_LITTLE_NOISE = -2.0
+"""Before softplus, to begin with."""
 
 
 class LatentSDEConfig(BaseModel):
@@ -45,10 +49,35 @@ class LatentSDEConfig(BaseModel):
     train_samples: int = Field(4, ge=2, description="paths of the prior drawn per training step")
     width: int = Field(64, ge=4, multiple_of=4, description="hidden units of drifts, diffusion and readout")
     steps: int = Field(12, ge=1, description="solver steps per horizon")
+    noise: Literal["free", "linear"] = Field("free", description="g(z) by a network, or linear in z: sigma(t) z")
     method: Method = Field("euler", description="reversible_heun: memory that does not grow with the steps")
     tolerance: float | None = Field(None, gt=0, description="of adaptive steps over the horizon; else they are fixed")
     dropout: float = Field(0.1, ge=0, lt=1)
     head: HeadName = "quantile"
+
+    @model_validator(mode="after")
+    def _linear_noise_needs_euler(self) -> LatentSDEConfig:
+        if self.noise == "linear" and self.method != "euler":
+            raise ValueError(f"noise: linear is solved by method: euler, got {self.method}, which it makes unstable")
+        return self
+
+
+class LinearNoise(NamedTuple):
+    """As `SteeredField`, but with g = sigma(t) z. A row is sigma(t), and behind it what shifts the hidden units of f,
+    and of u where the posterior is steered."""
+
+    weights: SteeredWeights
+
+    def __call__(self, row: Tensor, z: Tensor) -> Terms:
+        inner, inner_bias, outer, outer_bias = self.weights
+        size, width = outer.shape[-2:]
+        hidden = silu(linear(z, inner, inner_bias) + row[..., size:])
+        parts = zip(hidden.split(width, -1), outer, outer_bias, strict=True)
+        free, *control = [linear(*part) for part in parts]
+        diffusion = row[..., :size] * z
+        if not control:
+            return Terms(free, diffusion, z.new_zeros(z.shape[:-1]))
+        return Terms(torch.addcmul(free, diffusion, control[0]), diffusion, 0.5 * control[0].square().sum(-1))
 
 
 class LatentSDE(Forecaster):
@@ -62,7 +91,11 @@ class LatentSDE(Forecaster):
     for stochastic differential equations") and, our deviation, on the CRPS of forecasts sampled from the prior: the KL
     alone asks the prior to be near the posterior, not to forecast well. The equation covers the horizon, since what
     lies before the origin is summed up in h. The paths it draws are coherent
-    over time; a forecast is the marginal law at each query.
+    over time; a forecast is the marginal law at each query, and `joint` keeps what a path couples.
+
+    With `noise: linear`, g(t, z) = sigma(t) z for a network sigma >= 0 of time, the diffusion of the linear noise SDE
+    of Oh, Lim and Kim (2024, "Stable neural stochastic differential equations in analyzing irregular time series
+    data"). Deviation: theirs has no posterior and is driven by the context's control path, here summed up in theta.
     """
 
     RATES = (2.0, 8.0, 32.0)  # of the kernels through which the posterior sees what is to come
@@ -74,20 +107,22 @@ class LatentSDE(Forecaster):
         self.encoder = RecurrentEncoder(channels, config.hidden)
         self.initial = LatentGaussian(config.hidden, size)
         self.modes = Modes(config.modes, FASTEST / 2)
-        self.inner = nn.Linear(size, 3 * width)  # of g, f and u
+        self.free = config.noise == "free"
+        self.inner = nn.Linear(size, (3 if self.free else 2) * width)  # of g where it is free, f and u
         self.theta, self.future = nn.Linear(config.hidden, width), nn.Linear(2 * channels * len(self.RATES), width)
-        self.diffusion, self.drift, self.control = (mlp(width, size) for _ in range(3))
+        self.diffusion = mlp(width, size) if self.free else mlp(LEAD_FEATURES, width, size)
+        self.drift, self.control = mlp(width, size), mlp(width, size)
         self.readout = Readout(size, channels, config.head, width, config.dropout)
 
-    def _field(self, parts: int) -> SteeredField:
-        """g and f, and u where there are three parts."""
-        rows = parts * self.config.width
-        layers = (part.parameters() for part in (self.diffusion, self.drift, self.control)[:parts])
-        outer, bias = (torch.stack(both) for both in zip(*layers, strict=True))
-        little_noise = bias.new_tensor([-2.0, 0.0, 0.0])[:parts, None]  # to begin with
-        return SteeredField(
-            SteeredWeights(self.inner.weight[:rows], self.inner.bias[:rows], outer, bias + little_noise)
-        )
+    def _field(self, steered: bool) -> tuple[Dynamics, SteeredWeights]:
+        """g and f, and u where the posterior is steered, with their weights."""
+        parts = [self.diffusion] * self.free + [self.drift] + [self.control] * steered
+        rows = len(parts) * self.config.width
+        outer, bias = (torch.stack(both) for both in zip(*(part.parameters() for part in parts), strict=True))
+        if self.free:
+            bias = torch.cat([bias[:1] + _LITTLE_NOISE, bias[1:]])
+        weights = SteeredWeights(self.inner.weight[:rows], self.inner.bias[:rows], outer, bias)
+        return SteeredField(weights) if self.free else LinearNoise(weights), weights
 
     def _solve(
         self, query: Query, encoded: Tensor, samples: int, window: Window | None = None
@@ -100,10 +135,13 @@ class LatentSDE(Forecaster):
         shift = self.theta(encoded).expand(count + 1, -1, -1, -1)
         if window is not None:
             shift = torch.cat([shift, self._future(window, count)], -1)
+        if not self.free:
+            sigma = softplus(self.diffusion(lead_features(torch.arange(count + 1) * h)) + _LITTLE_NOISE)
+            shift = torch.cat([sigma[:, None, None].expand(*shift.shape[:-1], -1), shift], -1)
         noise = step_noise(query, samples, mean.shape[-1], self.training)
-        field = self._field(2 if window is None else 3)
+        field, weights = self._field(steered=window is not None)
         method, tolerance = self.config.method, self.config.tolerance
-        paths = diffuse(method, field, start, shift, noise, h, rotation, field.weights, tolerance)
+        paths = diffuse(method, field, start, shift, noise, h, rotation, weights, tolerance)
         return interpolate(paths.states, query.lead / h, h, rotation), kl + paths.cost
 
     def _future(self, window: Window, count: int) -> Tensor:
@@ -119,6 +157,17 @@ class LatentSDE(Forecaster):
     def forward(self, query: Query) -> Distribution:
         encoded = at_origins(self.encoder(query.context), query)
         return pool(self.readout(query, self._solve(query, encoded, self.config.samples)[0]))
+
+    def joint(self, query: Query, count: int) -> Tensor:
+        """Draws of all channels at the queries, `(count, B, K, H, C)`, coupled over channels and times by their paths.
+
+        Given its path, every value is drawn by itself from the readout's law.
+        """
+        encoded = at_origins(self.encoder(query.context), query)
+        law = summarise(self.readout(query, self._solve(query, encoded, count)[0]))
+        _, _, horizon, channels = law.mean.shape[1:]
+        level = uniform(query.context.key, (count, horizon, channels), stream=-1).transpose(0, 1)[:, :, None, ..., None]
+        return law.at(level.float().clamp(1e-6, 1 - 1e-6).expand(*law.mean.shape, 1))[..., 0]
 
     def loss(self, window: Window) -> Loss:
         encoded = at_origins(self.encoder(window.query.context), window.query)  # of posterior and prior
