@@ -20,7 +20,7 @@ def estimated(model: torch.nn.Module) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("times", ["all", "random"])
-@pytest.mark.parametrize("family", TRAINED)
+@pytest.mark.parametrize("family", sorted(set(TRAINED) - {"gru", "mixer"}))
 def test_a_regularised_model_is_easier_to_solve(family: str, times: str) -> None:
     plain, cheap = fresh(family), fresh(family)
     train(plain, config(steps=80))

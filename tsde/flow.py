@@ -160,6 +160,11 @@ class Rotation(NamedTuple):
         """exp(lambda gap), exact at any gap: `(...)` -> complex `(..., M)`."""
         return turns(self.decay, self.frequency, gap)
 
+    def turned(self, time: Tensor | float) -> Tensor:
+        """exp(i Im lambda t), the frame that turns with the modes: `(...)` -> complex `(..., M)`."""
+        angle = self.frequency * torch.as_tensor(time, dtype=self.frequency.dtype)[..., None]
+        return torch.polar(torch.ones_like(angle), angle)
+
     def drive(self, gap: Tensor) -> Tensor:
         """Integral of exp(lambda (gap - s)) over s in [0, gap]: what a constant input adds; complex `(..., M)`."""
         return torch.expm1(self.rate * gap[..., None]) / self.rate
@@ -207,7 +212,8 @@ def semilinear(
         field: g on complex `(N, M)`.
         state: `(N, M)` complex, at lead 0.
         until: leads that will be asked for, any shape.
-        tolerance: of adaptive steps, whose own dense output then fills a grid several times finer.
+        tolerance: of adaptive steps, which solve for w = e^{-i Im(lambda) t} z, so that fast modes do not make them
+            short, and whose own dense output fills a grid several times finer.
     """
     h = 1.0 / (steps_per_unit * (1 if tolerance is None else _FINER))
     steps = int(steps_until(until, h).max())
@@ -217,11 +223,11 @@ def semilinear(
     if tolerance is not None:
         grid = torch.arange(steps + 1, device=until.device, dtype=half.dtype) * h
 
-        def whole_field(_: float, z: Tensor) -> Tensor:
-            z = to_complex(z)
-            return to_real(rotation.rate * z + field(z))
+        def turning(t: float, w: Tensor) -> Tensor:
+            w, turn = to_complex(w), rotation.turned(t)
+            return to_real(turn.conj() * field(turn * w) - rotation.decay * w)
 
-        solved = to_complex(adaptive.solve(whole_field, to_real(state), grid, tolerance))
+        solved = to_complex(adaptive.solve(turning, to_real(state), grid, tolerance)) * rotation.turned(grid)[:, None]
         return DenseSolution(rotation, solved, (solved[1:] - turn * solved[:-1]) / drive, h)
     estimates = wanted()
     states, drives = [state], []
@@ -230,9 +236,11 @@ def semilinear(
         middle = turn_half * state + drive_half * slope
         drives.append(field(middle))
         if estimates is not None:
-            # the whole field, since it is what a method that does not know lambda has to follow
-            change = drives[-1] - slope + rotation.rate * (middle - state)
-            estimates.note(to_real(h * change), to_real(middle), to_real(change), to_real(middle - state))
+            # in the turning frame, since that is what adaptive steps have to follow
+            back = rotation.turned(h / 2).conj()
+            moved = back * middle - state
+            change = back * drives[-1] - slope - rotation.decay * moved
+            estimates.note(to_real(h * change), to_real(middle), to_real(change), to_real(moved))
         state = turn * state + drive * drives[-1]
         states.append(state)
     return DenseSolution(rotation, torch.stack(states), torch.stack(drives), h)
