@@ -45,14 +45,14 @@ class Quantiles(Distribution):
     def at(self, levels: Tensor) -> Tensor:
         """q(p) at `levels`, `(P,)` or its own `(..., P)` for each entry of the batch -> `(..., P)`."""
         known, values = self.levels.to(levels.dtype), self.values
-        levels = levels.expand(*self.batch_shape, -1)
         right = torch.searchsorted(known, levels.contiguous()).clamp(1, len(known) - 1)
         left = right - 1
         weight = ((levels - known[left]) / (known[right] - known[left])).clamp(0, 1).to(values.dtype)
-        inside = torch.lerp(values.gather(-1, left), values.gather(-1, right), weight)
+        lower, upper = (values.gather(-1, place.expand(*self.batch_shape, -1)) for place in (left, right))
         low, high = self._tail_scales()
         below = (known[0] / levels).log().clamp(min=0)
         above = ((1 - known[-1]) / (1 - levels)).log().clamp(min=0)
+        inside = torch.lerp(lower, upper, weight)
         return (inside - low[..., None] * below + high[..., None] * above).to(values.dtype)
 
     def _tail_scales(self) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import pad, silu
 
 from tsde import adaptive
 from tsde.path import ControlPath
@@ -158,7 +158,7 @@ class Rotation(NamedTuple):
 
     def over(self, gap: Tensor) -> Tensor:
         """exp(lambda gap), exact at any gap: `(...)` -> complex `(..., M)`."""
-        return turns(self.decay, self.frequency, gap)
+        return _each_once(lambda gap: turns(self.decay, self.frequency, gap), gap)
 
     def turned(self, time: Tensor | float) -> Tensor:
         """exp(i Im lambda t), the frame that turns with the modes: `(...)` -> complex `(..., M)`."""
@@ -167,7 +167,24 @@ class Rotation(NamedTuple):
 
     def drive(self, gap: Tensor) -> Tensor:
         """Integral of exp(lambda (gap - s)) over s in [0, gap]: what a constant input adds; complex `(..., M)`."""
-        return torch.expm1(self.rate * gap[..., None]) / self.rate
+        return _each_once(lambda gap: torch.expm1(self.rate * gap[..., None]) / self.rate, gap)
+
+
+_ALIGNED = 128  # elementwise functions may round the last few numbers of a tensor otherwise than all before them
+
+
+def _each_once(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)`, `(...)` -> `(..., M)`; where nothing is differentiated, once for numbers that repeat often.
+
+    Forecasts ask all series for the same leads, and regular series have few different gaps.
+    """
+    if torch.is_grad_enabled() or x.numel() < 2 * _ALIGNED:
+        return function(x)
+    distinct, place = torch.unique(x, return_inverse=True)
+    if 2 * len(distinct) > x.numel():
+        return function(x)
+    found = function(pad(distinct, (0, -len(distinct) % _ALIGNED)))
+    return found.index_select(0, place.flatten()).unflatten(0, x.shape)
 
 
 def steps_until(lead: Tensor, h: float) -> Tensor:
@@ -193,8 +210,9 @@ class DenseSolution(NamedTuple):
         """States at `lead (N, H)` >= 0 -> complex `(N, H, M)`: z(t_i + s) = e^{lambda s} z_i + phi(s) N_i."""
         index = steps_until(lead, self.h) - 1
         rest = lead - index.to(lead.dtype) * self.h
-        row = torch.arange(lead.shape[0], device=lead.device)[:, None]
-        return self.rotation.over(rest) * self.states[index, row] + self.rotation.drive(rest) * self.drives[index, row]
+        place = (index * len(lead) + torch.arange(len(lead), device=lead.device)[:, None]).flatten()
+        before, drive = (x.flatten(0, 1).index_select(0, place).unflatten(0, lead.shape) for x in self[1:3])
+        return torch.addcmul(self.rotation.over(rest) * before, self.rotation.drive(rest), drive)
 
 
 def semilinear(

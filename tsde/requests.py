@@ -20,7 +20,7 @@ from tsde.windows import Query
 MAX_LEAD = 4.0
 """Horizons ahead beyond which a forecast stays what it is at this lead."""
 
-_BLOCKS = (8, 32, 128)  # times per row of a batch: the smallest that holds a request, or several of the largest
+_BLOCKS = (8, 16, 24, 32, 48, 64, 96, 128)  # times per row of a batch: the least for a request, or several of the most
 _CELLS = 2**17  # targets per batch: bounds memory
 _ROWS = 128  # requests per batch: fewer leave a scan waiting for its own bookkeeping, more leave the cache
 
@@ -39,8 +39,9 @@ def request_batches(
 
     Queries of one series with the same last known row form a request; a request is cut into blocks of one of a few
     sizes, and its context is padded to a power of two. All of that follows from the request itself, and the
-    number of rows in a batch from those two sizes, so no request changes the arithmetic of another. `alone` puts each
-    into a batch of its own, for models whose steps follow the error of the whole batch.
+    number of rows in a batch from those two sizes, so no request changes the arithmetic of another. Contexts of a
+    batch are of similar length, since scans stop where only padding is left. `alone` puts each into a batch of its
+    own, for models whose steps follow the error of the whole batch.
     """
     order = asked[np.lexsort((times[asked].numpy(), row[asked].numpy()))]
     if len(order) == 0:
@@ -52,9 +53,8 @@ def request_batches(
     size = sizes[torch.bucketize(counts, sizes).clamp(max=len(sizes) - 1)][
         request
     ]  # block size of each query's request
-    start = torch.maximum(series.offsets[owner[order]], row[order] - context + 1)
-    length = row[order] - start + 1
-    padded = 2 ** torch.ceil(torch.log2(length.double())).long().clamp(min=3)
+    length = row - torch.maximum(series.offsets[owner], row - context + 1) + 1
+    padded = 2 ** torch.ceil(torch.log2(length[order].double())).long().clamp(min=3)
     for wide in size.unique().tolist():
         for long in padded[size == wide].unique().tolist():
             chosen = (size == wide) & (padded == long)
@@ -62,6 +62,7 @@ def request_batches(
             _, block = torch.unique_consecutive(block, return_inverse=True)
             index = torch.full((int(block[-1]) + 1, wide), -1)
             index[block, rank[chosen] % wide] = order[chosen]
+            index = index[length[index[:, 0]].argsort(stable=True)]
             rows = 1 if alone else _batch_rows(wide, channels)
             for part in index.split(rows):
                 yield part, _query(series, part, owner, row, times, context, long, rows)

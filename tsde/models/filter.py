@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from tsde.heads import HeadName
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import FASTEST, Horizon, Modes, at_origins, clipped, mean_loss, over_rows
+from tsde.models.parts import FASTEST, Horizon, Modes, at_origins, mean_loss, over_rows
 from tsde.models.readout import Readout
 from tsde.scans.innovation import innovation_scan
 from tsde.scans.pairs import to_real
@@ -58,9 +58,9 @@ class Filter(Forecaster):
         self.readout = Readout(2 * config.horizon_modes, channels, config.head, config.width, config.dropout)
 
     def encode(self, context: SeriesBatch) -> Tensor:
-        """The state after each row, `(B, L, 2M)`."""
+        """The state after each row, `(B, n, 2M)`."""
         start = context.values.new_zeros(len(context.values), len(self.modes.frequency), dtype=torch.complex64)
-        return to_real(over_rows(self._scan, start, context.gaps, clipped(context), context.mask))
+        return to_real(over_rows(self._scan, start, context))
 
     def _scan(self, start: Tensor, gaps: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         seen, mask = mask.any(-1, keepdim=True).float(), mask.float()

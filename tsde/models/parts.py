@@ -64,8 +64,8 @@ def closed_form_loss(forecast: Distribution, window: Window) -> Loss:
 
 
 def at_origins(states: Tensor, query: Query) -> Tensor:
-    """States after each row, `(B, L, D)`, as seen from each origin, `(B, K, D)`."""
-    row = query.context.last_row(query.origins)
+    """States after each row, `(B, n, D)`, the last of which stays, as seen from each origin, `(B, K, D)`."""
+    row = query.context.last_row(query.origins).clamp(max=states.shape[1] - 1)
     return states.gather(1, row[..., None].expand(-1, -1, states.shape[-1]))
 
 
@@ -113,9 +113,8 @@ class RecurrentEncoder(nn.Module):
         self.modes = Modes(hidden // 2, FASTEST)
 
     def forward(self, context: SeriesBatch) -> Tensor:
-        """The state after each row, `(B, L, hidden)`."""
-        start = context.values.new_zeros(len(context.values), self.hidden)
-        return over_rows(self._scan, start, context.gaps, clipped(context), context.mask)
+        """The state after each row, `(B, n, hidden)`."""
+        return over_rows(self._scan, context.values.new_zeros(len(context.values), self.hidden), context)
 
     def _scan(self, start: Tensor, gaps: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         features = torch.cat([values, mask.float(), torch.log1p(10 * gaps)[..., None]], -1)
@@ -123,9 +122,16 @@ class RecurrentEncoder(nn.Module):
         return gated_scan(start, self.modes().over(gaps), self.inputs(features), seen, self.state.weight)
 
 
-def over_rows(scan: Callable[..., Tensor], start: Tensor, *rows: Tensor) -> Tensor:
-    """The states of a scan, which takes time first, over rows `(B, L, ...)`: `(B, L, D)`."""
-    return in_chunks(scan, start, *(row.transpose(0, 1).contiguous() for row in rows)).transpose(0, 1)
+def over_rows(scan: Callable[..., Tensor], start: Tensor, context: SeriesBatch) -> Tensor:
+    """The states of a scan over a context, `(B, n, D)`; after row n, all is padding and the last state stays.
+
+    `scan(start, gaps, values, mask)` takes time first and values as network inputs. A row that observes nothing after
+    no time leaves its state as it is, bit for bit, so that the answer is the one that all L rows would give.
+    """
+    rows = context.gaps, clipped(context), context.mask
+    counts = (context.observed | (rows[0] > 0)).any(0) * torch.arange(1, rows[0].shape[1] + 1, device=start.device)
+    used = max(1, int(counts.max()))
+    return in_chunks(scan, start, *(row[:, :used].transpose(0, 1).contiguous() for row in rows)).transpose(0, 1)
 
 
 class Horizon(nn.Module):
