@@ -26,6 +26,7 @@ SAMPLE_COLUMNS = ("sample", "value")
 """What a table of samples has beside a forecast's keys."""
 
 _ROW_GROUP = 2**18  # rows of a Parquet file that are read together
+_POWERS = 10.0 ** np.arange(13)
 
 
 def require_table_name(path: Path) -> None:
@@ -41,40 +42,56 @@ def is_text(path: Path | None) -> bool:
 
 def as_csv(frame: pd.DataFrame) -> str:
     """CSV with nine digits, more than a float32 model knows."""
-    return header(frame.columns) + "".join(csv_lines(frame))
+    return header(frame.columns) + "".join(csv_lines(frame).to_pylist())
 
 
 def header(names: Iterable[str]) -> str:
     """The first line of a CSV file."""
-    return ",".join(_quoted(np.array(list(names), object))) + "\n"
+    return ",".join(_quoted(pa.array(names, pa.large_string())).to_pylist()) + "\n"
 
 
-def csv_lines(frame: pd.DataFrame) -> list[str]:
+def csv_lines(frame: pd.DataFrame) -> pa.LargeStringArray:
     """A line of CSV per row."""
-    formats, columns = [], []
-    for name in frame.columns:
-        values = frame[name].to_numpy()
-        if values.dtype.kind == "f" and not np.isnan(values).any():
-            formats.append("%.9g")
-            columns.append(values.tolist())
-        else:
-            formats.append("%s")
-            columns.append(_cells(values))
-    return list(map((",".join(formats) + "\n").__mod__, zip(*columns, strict=True)))
+    *cells, last = (_cells(frame.iloc[:, i]) for i in range(frame.shape[1]))
+    return _joined(*cells, _joined(last, pa.scalar("", pa.large_string()), by="\n"))
 
 
-def _cells(values: np.ndarray) -> list[str]:
-    if values.dtype.kind == "f":
-        return ["" if value != value else f"{value:.9g}" for value in values.tolist()]  # NaN differs from itself
-    return values.tolist() if values.dtype.kind in "iu" else _quoted(values)
+def _joined(*cells: pa.Array | pa.Scalar, by: str = ",") -> pa.LargeStringArray:
+    return pc.binary_join_element_wise(*cells, pa.scalar(by, pa.large_string()), null_handling="replace")
 
 
-def _quoted(names: np.ndarray) -> list[str]:
+def _cells(column: pd.Series) -> pa.LargeStringArray:
+    if column.dtype.kind == "f":
+        return _nine_digits(column.to_numpy(np.float64))
+    text = pa.array(column).cast(pa.large_string())
+    return text if column.dtype.kind in "iu" else _quoted(text)
+
+
+def _nine_digits(values: np.ndarray) -> pa.LargeStringArray:
+    """Numbers as "%.9g" writes them, nothing for NaN.
+
+    The shortest text that gives back a number rounded to nine digits has just these. Python itself writes what is not
+    between 1e-4 and 1e9, since it takes another form there, and what lies next to the middle between two roundings.
+    """
+    size = np.abs(values)
+    usual = (size >= 1e-4) & (size < 1e9 - 1)
+    power = _POWERS[8 - np.floor(np.log10(size, where=usual, out=np.zeros_like(size))).astype(np.int64)]
+    scaled = np.where(usual, values, 0.0) * power
+    rounded = np.rint(scaled)
+    usual &= np.abs(scaled - rounded) < 0.5 - 1e-6
+    text = pa.array(rounded / power).cast(pa.large_string())
+    if usual.all():
+        return text
+    others = ["" if value != value else f"{value:.9g}" for value in values[~usual].tolist()]  # NaN differs from itself
+    return pc.replace_with_mask(text, pa.array(~usual), pa.array(others, pa.large_string()))
+
+
+def _quoted(names: pa.LargeStringArray | pa.ChunkedArray) -> pa.LargeStringArray:
     """Text as it stands in a cell."""
-    if not pc.any(pc.match_substring_regex(pa.array(names, pa.string()), '[",\r\n]')).as_py():
-        return names.tolist()
-    code, distinct = pd.factorize(names)
-    return np.array([_quote(name) for name in distinct], object)[code].tolist()
+    if not any(mark in piece for piece in _texts(names) for mark in (b'"', b",", b"\r", b"\n")):
+        return names
+    code, distinct = pd.factorize(names.to_numpy(zero_copy_only=False))
+    return pa.array([_quote(name) for name in distinct], pa.large_string()).take(pa.array(code))
 
 
 def _quote(name: str) -> str:
@@ -83,14 +100,18 @@ def _quote(name: str) -> str:
     return text.getvalue().removesuffix(",\n")
 
 
+def _texts(column: pa.LargeStringArray | pa.ChunkedArray) -> Iterator[bytes]:
+    """All texts of a column, one after the other, in a few pieces."""
+    for piece in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+        _, ends, data = piece.buffers()
+        if len(piece) and data is not None:
+            ends = np.frombuffer(ends, np.int64)[piece.offset :][: len(piece) + 1]
+            yield data[ends[0] : ends[-1]].to_pybytes()
+
+
 def encode(frame: pd.DataFrame, text: bool, place: np.ndarray | None = None) -> pa.Table:
     """Rows as they travel: one column of CSV text or the frame's own columns, and last the `place` of each row."""
-    if not text:
-        rows = pa.Table.from_pandas(frame, preserve_index=False)
-    elif place is None:
-        rows = pa.table({"text": pa.array(["".join(csv_lines(frame))], pa.large_string())})
-    else:
-        rows = pa.table({"text": pa.array(csv_lines(frame), pa.large_string())})
+    rows = pa.table({"text": csv_lines(frame)}) if text else pa.Table.from_pandas(frame, preserve_index=False)
     return rows if place is None else rows.append_column("place", pa.array(place))
 
 
@@ -101,7 +122,7 @@ def encode_samples(keys: pd.DataFrame, drawn: np.ndarray, text: bool, place: np.
         # a line per sample, with a zero byte where the key belongs, is the same for all keys
         pattern = "".join(f"\0,{number},%.9g\n" for number in range(count))
         lines = (pattern % tuple(row) for row in values.tolist())
-        beginnings = (line.removesuffix("\n") for line in csv_lines(keys))
+        beginnings = (line.removesuffix("\n") for line in csv_lines(keys).to_pylist())
         texts = [line.replace("\0", beginning) for line, beginning in zip(lines, beginnings, strict=True)]
         rows = pa.table({"text": pa.array(texts, pa.large_string())})
     else:
@@ -141,12 +162,13 @@ def write_table(path: Path | None, names: Sequence[str], rows: Iterable[pa.Table
 
 
 def _write_text(file: BinaryIO, names: Sequence[str], rows: Iterable[pa.Table], gzipped: bool = False) -> None:
-    pieces = itertools.chain([header(names)], ("".join(piece.column("text").to_pylist()) for piece in rows))
+    texts = (text for piece in rows for text in _texts(piece.column("text")))
+    pieces = itertools.chain([header(names).encode()], texts)
     if not gzipped:
-        file.writelines(piece.encode() for piece in pieces)
+        file.writelines(pieces)
         return
     squeeze = zlib.compressobj(wbits=31)  # as gzip, without a time stamp: equal tables give equal bytes
-    file.writelines(squeeze.compress(piece.encode()) for piece in pieces)
+    file.writelines(squeeze.compress(piece) for piece in pieces)
     file.write(squeeze.flush())
 
 

@@ -161,6 +161,10 @@ def categories(sheet: Sheet, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def plain_numbers(values: np.ndarray) -> np.ndarray:
     """The shortest text that gives each number back, 24 rather than 24.0; None for NaN: `(n,)` object."""
-    text = pa.array((np.asarray(values, np.float64) + 0.0).astype(str))  # adding zero turns -0.0 into 0.0
-    plain = pc.if_else(pc.equal(text, "nan"), None, pc.replace_substring_regex(text, r"\.0$", ""))
-    return plain.to_numpy(zero_copy_only=False)
+    values = np.asarray(values, np.float64) + 0.0  # which turns -0.0 into 0.0
+    text, size = pa.array(values).cast(pa.string()), np.abs(values)
+    odd = (size != 0) & ~((size >= 1e-4) & (size < 1e10))  # where Arrow may take another form than Python
+    if odd.any():
+        text = pc.replace_with_mask(text, pa.array(odd), pa.array(values[odd].astype(str)))
+        text = pc.if_else(pc.equal(text, "nan"), None, pc.replace_substring_regex(text, r"\.0$", ""))
+    return text.to_numpy(zero_copy_only=False)
