@@ -314,11 +314,13 @@ def interpolate(states: Tensor, position: Tensor, h: float = 1.0, rotation: Rota
     z(t_i + s) = (1 - s/h) e^{lambda s} z_i + s/h e^{-lambda (h - s)} z_{i+1}.
     """
     left = steps_until(position, 1.0) - 1
-    grid = states.movedim(0, -2)  # (S, B, K, n + 1, D)
-    index = left[..., None].expand(grid.shape[0], *left.shape, grid.shape[-1])
-    before, after = grid.gather(-2, index), grid.gather(-2, index + 1)
-    weight = position - left
-    if rotation is not None:
-        before = to_real(to_complex(before) * rotation.over(weight * h))
-        after = to_real(to_complex(after) * rotation.over((weight - 1) * h))
-    return torch.lerp(before, after, weight[..., None])
+    paths = torch.arange(states[0, ..., 0].numel(), device=states.device).reshape(*states.shape[1:-1], 1)
+    place = left * paths.numel() + paths  # (S, B, K, H)
+    found = (states.flatten(0, -2).index_select(0, at.flatten()) for at in (place, place + paths.numel()))
+    before, after = (x.unflatten(0, place.shape) for x in found)
+    share = position - left
+    if rotation is None:
+        return torch.lerp(before, after, share[..., None])
+    first = rotation.over(share * h) * (1 - share[..., None])
+    second = rotation.over((share - 1) * h) * share[..., None]
+    return to_real(torch.addcmul(to_complex(before) * first, to_complex(after), second))

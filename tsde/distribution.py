@@ -7,9 +7,10 @@ function on a grid of levels, and `Empirical`, equally likely samples. `quantile
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import singledispatch
 
+import numpy as np
 import torch
 from scipy import special
 from torch import Tensor
@@ -122,7 +123,11 @@ def _(distribution: StudentT, levels: Tensor) -> Tensor:
 
 @quantiles.register
 def _(distribution: Empirical, levels: Tensor) -> Tensor:
-    ordered = distribution.samples.sort(0).values.movedim(0, -1)  # (..., S)
+    samples = distribution.samples.movedim(0, -1).contiguous()  # (..., S)
+    if samples.requires_grad:
+        ordered = samples.sort().values
+    else:  # eight times as fast
+        ordered = torch.from_numpy(np.sort(samples.cpu().numpy())).to(samples.device)
     count = ordered.shape[-1]
     position = (levels * count - 0.5).clamp(0, count - 1)
     left = position.floor().long()
@@ -158,8 +163,16 @@ def pool(components: Distribution, count: int | None = None) -> Empirical:
     Each component gives its quantiles at the midpoints of `count` equal slices, a stratified sample without
     randomness, and its exact mean. By default 16, and fewer where there are many components.
     """
+    return pool_pieces([components], components.mean.shape[0], count)
+
+
+def pool_pieces(pieces: Iterable[Distribution], size: int, count: int | None = None) -> Empirical:
+    """`pool` of `size` components that come in pieces `(s, ...)`."""
     if count is None:
-        count = min(16, max(2, 256 // components.mean.shape[0]))
-    levels = (torch.arange(count, device=components.mean.device) + 0.5) / count
-    samples = quantiles(components, levels).movedim(-1, 1).flatten(0, 1)  # (S * count, ...)
-    return Empirical(samples, components.mean.mean(0))
+        count = min(16, max(2, 256 // size))
+    means, samples = [], []
+    for piece in pieces:
+        levels = (torch.arange(count, device=piece.mean.device) + 0.5) / count
+        means.append(piece.mean)
+        samples.append(quantiles(piece, levels).movedim(-1, 1).flatten(0, 1))  # (s * count, ...)
+    return Empirical(torch.cat(samples), torch.cat(means).mean(0))

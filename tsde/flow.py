@@ -251,7 +251,7 @@ def semilinear(
     states, drives = [state], []
     for _ in range(steps):
         slope = field(state)
-        middle = turn_half * state + drive_half * slope
+        middle = torch.addcmul(turn_half * state, drive_half, slope)
         drives.append(field(middle))
         if estimates is not None:
             # in the turning frame, since that is what adaptive steps have to follow
@@ -259,6 +259,6 @@ def semilinear(
             moved = back * middle - state
             change = back * drives[-1] - slope - rotation.decay * moved
             estimates.note(to_real(h * change), to_real(middle), to_real(change), to_real(moved))
-        state = turn * state + drive * drives[-1]
+        state = torch.addcmul(turn * state, drive, drives[-1])
         states.append(state)
     return DenseSolution(rotation, torch.stack(states), torch.stack(drives), h)

@@ -20,26 +20,40 @@ _GOLDEN, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -772359229
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Logical right shift; torch shifts signed integers arithmetically."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift_right(x, 30)) * _MIX_1
-    x = (x ^ _shift_right(x, 27)) * _MIX_2
-    return x ^ _shift_right(x, 31)
+    """Mixed in place."""
+    x.bitwise_xor_(_shift_right(x, 30)).mul_(_MIX_1)
+    x.bitwise_xor_(_shift_right(x, 27)).mul_(_MIX_2)
+    return x.bitwise_xor_(_shift_right(x, 31))
+
+
+def _bits(key: Tensor, shape: tuple[int, ...], stream: int) -> Tensor:
+    """64 random bits each: `(B,)` keys -> `(B, *shape)` int64."""
+    counter = torch.arange(1, math.prod(shape) + 1, device=key.device) * _GOLDEN  # wraps, as a counter should
+    start = _mix(_mix(key + torch.tensor(stream + 1, device=key.device) * _GOLDEN))
+    return _mix(start[:, None] + counter).reshape(-1, *shape)
 
 
 def uniform(key: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
     """Uniform numbers in (0, 1), float64: `(B,)` keys -> `(B, *shape)`; each stream is independent of the others."""
-    counter = torch.arange(1, math.prod(shape) + 1, device=key.device)
-    start = _mix(_mix(key + torch.tensor(stream + 1, device=key.device) * _GOLDEN))  # wraps, as a counter should
-    bits = _mix(start[:, None] + counter * _GOLDEN)
-    return ((_shift_right(bits, 12).double() + 0.5) * 2.0**-52).reshape(-1, *shape)
+    return (_shift_right(_bits(key, shape, stream), 12).double() + 0.5) * 2.0**-52
 
 
 def standard_normal(key: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
-    """Standard normal numbers, float32, by the inverse distribution function: `(B,)` keys -> `(B, *shape)`."""
-    return torch.special.ndtri(uniform(key, shape, stream)).float()
+    """Standard normal numbers, float32: `(B,)` keys -> `(B, *shape)`.
+
+    Two of each 64 bits (Box and Muller 1958): with u in (0, 1) from 31 of them and an angle a from 32 others,
+    sqrt(-2 log u) cos a and sqrt(-2 log u) sin a. The last dimension holds first the ones, then the others.
+    """
+    *outer, size = shape
+    halves = _bits(key, (*outer, -(-size // 2)), stream).view(torch.int32).unflatten(-1, (-1, 2))
+    u = (halves[..., 0] & (2**31 - 1)).float().add_(0.5).mul_(2.0**-31)
+    angle = halves[..., 1].float().mul_(math.pi * 2.0**-31)
+    radius = u.log_().mul_(-2).sqrt_()
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], -1)[..., :size]
 
 
 def series_keys(ids: Iterable[str], seed: int) -> Tensor:

@@ -179,7 +179,8 @@ class Predictor:
         asked = torch.nonzero(usable)[:, 0]
         context, alone = self.experiment.windows.context, any(member.adaptive for member in self.members)
         for index, query in request_batches(series, asked, safe, row, times, context, channels, alone):
-            law = self.law(query)
+            with torch.inference_mode():
+                law = self.law(query)
             block, slot = torch.nonzero(index >= 0, as_tuple=True)
             mean[index[block, slot]] = law.mean[block, 0, slot]
             values[index[block, slot]] = law.values[block, 0, slot]

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.distributions import Distribution
 
-from tsde.distribution import pool
 from tsde.heads import HeadName
 from tsde.model import Forecaster, Loss
 from tsde.models.parts import (
@@ -65,7 +64,7 @@ class LatentODE(Forecaster):
         return self.horizon(z, query.lead.expand(samples, -1, -1, -1)), kl
 
     def forward(self, query: Query) -> Distribution:
-        return pool(self.readout(query, self._states(query, self.samples)[0]))
+        return self.readout.mixture(query, self._states(query, self.samples)[0])
 
     def loss(self, window: Window) -> Loss:
         states, kl = self._states(window.query, 1)

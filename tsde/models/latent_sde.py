@@ -156,7 +156,7 @@ class LatentSDE(Forecaster):
 
     def forward(self, query: Query) -> Distribution:
         encoded = at_origins(self.encoder(query.context), query)
-        return pool(self.readout(query, self._solve(query, encoded, self.config.samples)[0]))
+        return self.readout.mixture(query, self._solve(query, encoded, self.config.samples)[0])
 
     def joint(self, query: Query, count: int) -> Tensor:
         """Draws of all channels at the queries, `(count, B, K, H, C)`, coupled over channels and times by their paths.

@@ -162,10 +162,10 @@ class Horizon(nn.Module):
     def solve(self, encoded: Tensor, until: Tensor) -> DenseSolution:
         """The solution from `encoded (N, E)` that covers all leads in `until`."""
         theta = self.theta(encoded)
-        start = to_complex(self.start(encoded))
+        start, inner = to_complex(self.start(encoded)), self.inner.weight.t()
 
         def field(z: Tensor) -> Tensor:
-            return to_complex(self.outer(silu(self.inner(to_real(z)) + theta)))
+            return to_complex(self.outer(silu(torch.addmm(theta, to_real(z), inner))))
 
         return semilinear(self.modes(), field, start, until, self.steps, self.tolerance)
 

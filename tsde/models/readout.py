@@ -8,13 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
 from tsde import heads
+from tsde.distribution import Empirical, pool_pieces
 from tsde.models.linear import LinearRoute
 from tsde.models.parts import mlp
 from tsde.models.recent import RecentValues
 from tsde.windows import Query, Window
+
+_NUMBERS = 2**21  # in the hidden units that are held at once; larger tensors are mapped and given back each time
 
 
 class Readout(nn.Module):
@@ -53,30 +56,49 @@ class Readout(nn.Module):
         With `cells (B, K, H, C)` only those M cells are computed, batch shape `(..., M)`: most are unobserved in
         training, and this layer costs more than all others.
         """
+        return self._answer(states, cells, *self._known(query, cells))
+
+    def mixture(self, query: Query, states: Tensor) -> Empirical:
+        """An equal mixture of the answers to S states `(S, B, K, H, D)`; a few at a time, to keep memory small."""
+        known = self._known(query, None)
+        some = max(1, _NUMBERS // known[0].numel())
+        return pool_pieces((self._answer(part, None, *known) for part in states.split(some)), len(states))
+
+    def _known(self, query: Query, cells: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What does not depend on the state: shifts of the hidden units `(B, K, H, C, W)` and routes, or in M cells."""
         features, routes = self.recent(query)
-        channels = features.shape[2]
         embedded = self.embedding.expand(*features.shape[:2], -1, -1)
-        local = self.local(torch.cat([features, embedded], -1))[:, :, None]  # (B, K, 1, C, W)
-        latent = self.latent(states).unflatten(-1, (channels, -1))  # (..., B, K, H, C, R)
-        lead = self.lead(lead_features(query.lead))[..., None, :]  # (B, K, H, 1, W)
-        straight = self.linear(features, query)  # (B, K, H, C)
-        if cells is not None:
-            b, k, h, c = cells.nonzero(as_tuple=True)
-            local, latent, lead, routes = (
-                local[b, k, 0, c],
-                latent[..., b, k, h, c, :],
-                lead[b, k, h, 0],
-                routes[b, k, c],
-            )
-            straight = straight[b, k, h, c]
+        local = self.local(torch.cat([features, embedded], -1))  # (B, K, C, W)
+        lead = self.lead(lead_features(query.lead))  # (B, K, H, W)
+        straight = self.linear(features, query)[..., None]  # (B, K, H, C, 1)
+        if cells is None:
+            every = routes[:, :, None].expand(*straight.shape[:-1], -1)
+            return local[:, :, None] + lead[..., None, :], torch.cat([every, straight], -1)
+        b, k, h, c = cells.nonzero(as_tuple=True)
+        return local[b, k, c] + lead[b, k, h], torch.cat([routes[b, k, c], straight[b, k, h, c]], -1)
+
+    def _answer(self, states: Tensor, cells: Tensor | None, shift: Tensor, routes: Tensor) -> Distribution:
+        if cells is None:
+            mixed = self._mixed(states)
         else:
-            routes = routes[:, :, None].expand(*straight.shape, -1)
-        routes = torch.cat([routes, straight[..., None]], -1)
-        hidden = self.dropout(silu(self.mix(latent) + local + lead))
+            latent = self.latent(states).unflatten(-1, (cells.shape[-1], -1))  # (..., B, K, H, C, R)
+            mixed = self.mix(latent[..., *cells.nonzero(as_tuple=True), :])
+        hidden = self.dropout(silu(mixed + shift))
         raw = self.out(hidden + silu(self.hidden(hidden)))
         gate, delta, shape = raw.split([routes.shape[-1], 1, raw.shape[-1] - routes.shape[-1] - 1], -1)
-        base = (gate.softmax(-1) * routes).sum(-1)
+        weight = (gate - gate.amax(-1, keepdim=True).detach()).exp()  # torch's softmax is slow over a few numbers
+        base = (weight * routes).sum(-1) / weight.sum(-1)
         return heads.distribution(self.head, base + delta[..., 0], shape)
+
+    def _mixed(self, states: Tensor) -> Tensor:
+        """W_y,c y for all channels, `(..., D)` -> `(..., C, W)`: by its factors, or by their product if smaller."""
+        factors = self.latent.weight.unflatten(0, (len(self.embedding), -1))  # (C, R, D)
+        _, rank, size = factors.shape
+        width = len(self.mix.weight)
+        if rank * (size + width) < size * width:
+            return self.mix(self.latent(states).unflatten(-1, (-1, rank)))
+        bias = self.mix(self.latent.bias.unflatten(0, (-1, rank)))
+        return linear(states, (self.mix.weight @ factors).flatten(0, 1), bias.flatten()).unflatten(-1, (-1, width))
 
 
 LEAD_FEATURES = 8
