@@ -127,7 +127,7 @@ def _answer(
     found = predictor.answer(table, queries, question.seed, shape.samples)
     frame = predictor.frame(found, queries, question.levels)
     channels = len(predictor.channels)
-    tally = Tally(len(pd.unique(queries.ids)), len(frame), Counter(frame["status"].tolist()))
+    tally = Tally(len(pd.unique(queries.ids)), len(frame), Counter(found.status.repeat(channels).tolist()))
     rows = encode(frame, shape.text, place if place is None else place.repeat(channels))
     if found.samples is None:
         return Answer(rows, None, tally)

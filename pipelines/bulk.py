@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, float], None]
 _ROWS = 2**17  # of the output that are put in order at once
+_PARTS = 4  # for each worker, so that all end at about the same time
+_LEAST = 2**22  # bytes of a part, unless there is but one
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,9 @@ def run(
         pa.default_memory_pool().release_unused()  # what reading took, which the workers need now
         job = Job(table_schema=schema, question=question, shape=shape, table=table, queries=queries)
         (folder / JOB).write_text(job.model_dump_json())
-        outcome = Outcome(job, spans([*table.runs, *(queries or [])], sizes.part))
+        runs = [*table.runs, *(queries or [])]
+        share = sum(sum(run.weights) for run in runs) // (_PARTS * workers)
+        outcome = Outcome(job, spans(runs, min(max(share, _LEAST), sizes.part)))
         numbers: Iterable[int] = outcome.finished(crew, report)
         window = None
         if queries is not None:

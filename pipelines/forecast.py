@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ __all__ = ["Outputs", "Question", "run"]
 
 _LARGE_FILE = 2**24  # bytes of CSV that are worth several processes
 _LARGE_ANSWER = 2**18  # and rows of output that are
+_LARGE_TABLE = 2**11  # series that are worth a look at how long they take
+_PROBE = 2**7  # series that show it
+_START = 4.0  # seconds of work that are worth a process, which takes over two to start
 
 
 def run(
@@ -41,8 +45,9 @@ def run(
 ) -> Tally:
     """Forecast the series of a table and write what was asked for.
 
-    A large table is spilled to disk beside the output and answered by `workers` processes, by default one per core;
-    a small one in memory, unless `workers` are given. The output is the same.
+    A large table, or one whose forecasts take long, is spilled to disk beside the output and answered by `workers`
+    processes, by default as many as there are cores and work for; a small one in memory, unless `workers` are given.
+    The output is the same.
     """
     outputs.require_place()
     predictor = Predictor.load(model)
@@ -50,6 +55,8 @@ def run(
     if workers is None and not _is_large(source) and (question.times is None or not _is_large(question.times)):
         known = _read(predictor, schema, source, question)
         if _rows(predictor, known, question) * (1 + outputs.samples) < _LARGE_ANSWER:
+            workers = min(os.cpu_count() or 1, int(_seconds(predictor, known, question) / _START))
+        if workers is not None and workers < 2:
             return _in_memory(predictor, known, question, outputs)
     with forecast_progress(quiet) as report:
         tally = bulk.run(predictor, model, schema, source, question, outputs, workers or os.cpu_count() or 1, report)
@@ -75,6 +82,24 @@ def _rows(predictor: Predictor, known: _Known, question: Question) -> int:
         return len(known.queries.ids) * len(predictor.channels)
     assert question.horizon is not None
     return known.table.n_series * len(predictor.leads(question.horizon, question.step)) * len(predictor.channels)
+
+
+def _seconds(predictor: Predictor, known: _Known, question: Question) -> float:
+    """About how long a process takes to forecast, from the time that a small part takes; 0 for a small table."""
+    if known.table.n_series < _LARGE_TABLE:
+        return 0.0
+    some = known.table.select(np.arange(_PROBE))
+    if known.queries is None:
+        assert question.horizon is not None
+        queries = predictor.queries(some, question.horizon, question.step)
+    else:
+        asked = np.isin(known.queries.ids.astype(str), some.ids.astype(str))
+        queries = Queries(known.queries.ids[asked], known.queries.times[asked], known.queries.labels[asked])
+    started = time.process_time()
+    predictor.answer(some, queries)
+    took = time.process_time() - started
+    rows = len(queries.ids) * len(predictor.channels)
+    return took * _rows(predictor, known, question) / max(1, rows)
 
 
 def _in_memory(predictor: Predictor, known: _Known, question: Question, outputs: Outputs) -> Tally:

@@ -265,6 +265,31 @@ def test_parts_give_the_bytes_of_the_whole(
         assert contents(folder) == expected
 
 
+@pytest.mark.parametrize("kind", ["horizon", "times"])
+@pytest.mark.parametrize(("seconds", "expected"), [(1e-9, 3), (1e9, None)], ids=["slow", "quick"])
+def test_forecasts_that_take_long_get_a_process_per_core(
+    kind: str, seconds: float, expected: int | None, model: Path, table: Path, times: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """And the same bytes, since the crew is chosen by the clock."""
+    question = Question("1", "0.25") if kind == "horizon" else Question(times=times)
+    pipelines.forecast.run(model, table, question, Outputs(tmp_path / "plain.csv"))
+    crews = []
+
+    def crew(folder: Path, model: Path, places: list[Path], count: int) -> Alone:
+        crews.append(count)
+        return Alone(folder, model, places, count)
+
+    monkeypatch.setattr("pipelines.bulk.Crew", crew)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr("pipelines.forecast._LARGE_TABLE", 1)
+    monkeypatch.setattr("pipelines.forecast._PROBE", 20)
+    monkeypatch.setattr("pipelines.forecast._START", seconds)
+    pipelines.forecast.run(model, table, question, Outputs(tmp_path / "timed.csv"))
+    assert crews == ([] if expected is None else [expected])
+    assert (tmp_path / "timed.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
+
+
 def test_the_bytes_are_those_of_the_predictor(model: Path, table: Path, tmp_path: Path) -> None:
     """The table as pandas writes the frame that the library returns."""
     predictor, out = Predictor.load(model), tmp_path / "f.csv"

@@ -558,6 +558,17 @@ def test_long_histories_beside_short_ones_change_nothing(predictor: Predictor) -
         assert np.array_equal(numbers(predictor.answer(alone, ask(alone, LEADS))), whole[number])
 
 
+def test_histories_of_one_batch_end_where_they_like(predictor: Predictor) -> None:
+    """Series of 17 to 31 rows, padded to as many as the longest beside them: bit for bit as alone."""
+    sizes = (31, 17, 24, 20)
+    frame = spirals(4, 40, seed=6, noise=0.1, missing=0.2).assign(z=3.0)
+    table = read_table(frame.iloc[np.concatenate([np.arange(40 * n, 40 * n + size) for n, size in enumerate(sizes)])])
+    whole = numbers(predictor.answer(table, ask(table, LEADS))).reshape(4, len(LEADS), 3, -1)
+    for number in range(4):
+        alone = table.select(np.array([number]))
+        assert np.array_equal(numbers(predictor.answer(alone, ask(alone, LEADS))), whole[number])
+
+
 def test_nothing_after_a_question_is_read(predictor: Predictor) -> None:
     """Between two rows: later rows may change, or be missing, and not a bit moves."""
     for row in (1, 6, 11):

@@ -1,4 +1,4 @@
-"""Adaptive steps for those who ask, through torchdiffeq and torchsde.
+"""Adaptive steps for those who ask, through torchdiffeq and torchsde, which are imported only then.
 
 The rows of a batch share their steps, which follow the largest error among them. A model with adaptive steps is
 therefore asked for one series at a time (`Forecaster.adaptive`), else a forecast would depend on its neighbours.
@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torchdiffeq
-import torchsde
 from torch import Tensor, nn
 
 MAX_STEPS = 5000
@@ -25,6 +23,7 @@ def solve(field: TimeField, state: Tensor, times: Tensor, tolerance: float) -> T
     A solution that needs more than `MAX_STEPS` steps, or steps too short for its arithmetic, becomes not a number.
     Gradients are those of the steps that were taken.
     """
+    import torchdiffeq
 
     def worst_row(error: Tensor) -> Tensor:
         # detached, or gradients would also go through the length of the first step, and be nan where a row is zero
@@ -76,6 +75,8 @@ def solve_stochastic(
     Args:
         entropy: seeds the Brownian motion; where it ends does not depend on the steps, what it does on the way may.
     """
+    import torchsde
+
     span, spacing = float(times[-1]), float(times[1])
     size = (len(state), state.shape[-1])
     # the area between a path and its chord, which the method needs, comes with the increments
