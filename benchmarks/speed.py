@@ -13,6 +13,7 @@ import os
 import platform
 import shlex
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -352,10 +353,11 @@ def dense(quick: bool) -> Iterator[Row]:
 
 
 def forecasts(quick: bool) -> Iterator[Row]:
-    """10,000 series of 20 rows, forecast at 24 times each: from a CSV to a CSV, on one core and in one process.
+    """10,000 series of 20 rows, forecast at 24 times each: from a CSV to a CSV.
 
     The usual stack reads and writes with pandas, encodes with a GRU and samples 100 paths per series with torchsde.
-    `filter` answers in closed form, `latent_sde` by 100 paths.
+    `filter` answers in closed form, `latent_sde` by 100 paths. First on one core and in one process, then as commands,
+    imports included, with as many threads and workers as either takes by default.
     """
     for family, many, changes in (
         ("filter", 2000 if quick else 10_000, {}),
@@ -368,7 +370,8 @@ def forecasts(quick: bool) -> Iterator[Row]:
             part = frame[frame["unique_id"].isin(frame["unique_id"].unique()[:500])]
             part.to_csv(folder / "part.csv", index=False)
             _small_predictor(frame, family, **changes).save(folder / "model")
-            question, outputs = Question(horizon="1", step=str(1 / 24)), forecast.Outputs(folder / "ours.csv")
+            step = str(1 / 24)
+            question, outputs = Question(horizon="1", step=step), forecast.Outputs(folder / "ours.csv")
             yield against(
                 f"batch forecast, table to table, torchsde Euler against {family}",
                 8,
@@ -378,6 +381,28 @@ def forecasts(quick: bool) -> Iterator[Row]:
                 f"{many:,} series x 24 times; the usual stack on 500 of them, scaled",
                 scale=many / 500,
             )
+            tsde = "from pipelines.cli import app; app()"
+            given = "forecast", folder / "model", folder / "table.csv", "--horizon", 1, "--step", step
+            script = (
+                "import sys, pathlib; from benchmarks import usual; "
+                "usual.forecast_table(*map(pathlib.Path, sys.argv[1:]), paths=100, steps=24)"
+            )
+            yield against(
+                f"the same as commands, {family}",
+                None,
+                _command(tsde, *given, "--out", folder / "ours.csv"),
+                _command(script, folder / "table.csv", folder / "usual.csv"),
+                1,
+                f"{many:,} series on both sides, all cores, with imports",
+            )
+
+
+def _command(program: str, *arguments: object) -> Work:
+    """A program run from a shell: in a process of its own that knows nothing of this one's thread."""
+    environment = {name: value for name, value in os.environ.items() if name not in WORKER_ENVIRONMENT}
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
+    words = [sys.executable, "-c", program, *map(str, arguments)]
+    return partial(subprocess.run, words, env=environment, check=True, capture_output=True)
 
 
 def _small_predictor(frame: pd.DataFrame, family: str, **changes: object) -> Predictor:

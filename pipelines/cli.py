@@ -197,7 +197,7 @@ def forecast(
     strict: Annotated[bool, Option("--strict", help="Exit code 70 if one diverged, 65 if not all are ok.")] = False,
     dry_run: DryRun = False,
     json: Annotated[bool, Option("--json", help="What came of it as JSON on stdout, with --out.")] = False,
-    workers: Annotated[int | None, Option(metavar="N", min=1, help="Processes [one per core, if large].")] = None,
+    workers: Annotated[int | None, Option(metavar="N", min=1, help="Processes [one per core, if worth it].")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Forecast every series of a table.
