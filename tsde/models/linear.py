@@ -37,7 +37,9 @@ class LinearRoute(nn.Module):
         """`summary (B, K, C, F)` as `RecentValues` gives it -> means `(B, K, H, C)`."""
         steady, moving = _parts(summary)
         level = (steady * self.weight[:, :-_MOVING]).sum(-1)
-        return level[:, :, None] + _functions(query) @ (moving * self.weight[:, -_MOVING:]).transpose(2, 3)
+        scaled = (moving * self.weight[:, -_MOVING:])[:, :, None]  # (B, K, 1, C, 19)
+        # a batched matrix product may round by a row's place in the batch; a sum does not
+        return level[:, :, None] + (_functions(query)[..., None, :] * scaled).sum(-1)
 
     def fit(self, summaries: Sequence[Tensor], windows: Sequence[Window]) -> None:
         """Weights from the windows' observed targets, clipped at ten standard deviations."""
