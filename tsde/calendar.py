@@ -58,6 +58,8 @@ def phases(times: Tensor, periods: Tensor) -> Tensor:
     Returns:
         `(..., 12)` float32.
     """
+    if torch.isinf(periods).all():  # the usual case, in training and forecasts alike
+        return times.new_zeros(*times.shape, PHASES, dtype=torch.float32)
     turn = times[..., None] / periods
     angle = (2 * math.pi * (turn - turn.floor()))[..., None] * torch.arange(1, _HARMONICS + 1)
     return torch.cat([angle.sin(), angle.cos() - 1], -1).flatten(-2).float()

@@ -42,14 +42,14 @@ def choose_family(
         return experiment, {}
     auto, train = experiment.model, experiment.train
     scores, spent = {}, 0.0
+    trial = train.model_copy(
+        update={
+            "steps": max(1, round(auto.trial * train.steps)),
+            "members": min(_MEMBERS, train.members),
+            "max_time": train.max_time and auto.trial * train.max_time,
+        }
+    )
     for name in auto.candidates:
-        trial = train.model_copy(
-            update={
-                "steps": max(1, round(auto.trial * train.steps)),
-                "members": min(_MEMBERS, train.members),
-                "max_time": train.max_time and auto.trial * train.max_time,
-            }
-        )
         candidate = experiment.model_copy(update={"model": MODELS[name].config(), "train": trial})
         place = checkpoints / f"trial-{name}" if checkpoints else None
         scores[name], learnt = _trial(series, folds, candidate, name, report, place)

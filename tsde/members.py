@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ from tsde.training import Divergence, Progress, TrainConfig, divergence, fit
 from tsde.windows import Fold, Origins, Region, Window, WindowConfig, eligible_origins, fixed_windows
 
 _SEED_STEP = 1000  # between members
-_SERIES = ("offsets", "times", "values", "mask", "key", "periods")
+_SERIES = tuple(field.name for field in fields(SeriesSet))
 
 
 def training_windows(origins: Origins, config: WindowConfig, count: int = Forecaster.examples) -> list[Window]:
