@@ -12,10 +12,12 @@ from torch import Tensor
 
 from tsde.choosing import choose_family
 from tsde.config import Experiment, load_experiment
+from tsde.distribution import summarise
 from tsde.errors import ConfigError, DivergedError
 from tsde.fitting import Parts, fit_predictor, prepare
 from tsde.members import training_windows
 from tsde.models.linear import LinearRoute
+from tsde.models.readout import Readout
 from tsde.models.recent import RecentValues
 from tsde.synthetic import ornstein_uhlenbeck
 from tsde.table import read_table
@@ -117,6 +119,38 @@ def test_the_linear_route_finds_what_is_linear() -> None:
     route.fit([recent(w.query)[0] for w in answered], answered)
     worst = max(float((route(recent(w.query)[0], w.query) - w.values).abs().max()) for w in answered)
     assert worst < 0.02
+
+
+def noisy(size: float) -> list[Window]:
+    """A line's answers and noise whose variance grows from `size^2` by three times that per horizon."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for w in windows():
+        spread = size * (1 + 3 * w.query.lead[..., None]).sqrt()
+        mean = line(w.query)
+        values = mean + spread * torch.randn(mean.shape, generator=generator)
+        found.append(Window(w.query, values, torch.ones_like(w.mask), w.series))
+    return found
+
+
+def test_the_linear_route_knows_what_it_leaves() -> None:
+    known, recent = noisy(0.1), RecentValues()
+    route = LinearRoute(len(TABLE.channels), RecentValues.size)
+    route.fit([recent(w.query)[0] for w in known], known)
+    assert route.deviation(torch.tensor([0.0, 1.0]))[:, 0].tolist() == pytest.approx([0.1, 0.2], rel=0.25)
+
+
+@pytest.mark.parametrize("size", [0.02, 0.2])
+def test_a_readout_starts_as_sure_as_the_ridge_regression(size: float) -> None:
+    torch.manual_seed(0)
+    readout = Readout(4, len(TABLE.channels), "quantile", 16, 0.0).eval()
+    known = noisy(size)
+    readout.prepare(known)
+    query = known[0].query
+    law = summarise(readout(query, torch.zeros(*query.times.shape, 4)))
+    width = law.at(torch.tensor([0.1, 0.9])).diff(dim=-1)[..., 0] / 2.56
+    ratio = (width / readout.linear.deviation(query.lead)).detach()
+    assert float(ratio.min()) > 0.6 and float(ratio.max()) < 1.6
 
 
 def test_the_linear_route_goes_no_further_than_two_horizons() -> None:

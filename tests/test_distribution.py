@@ -239,6 +239,15 @@ def test_head_starts_near_a_standard_normal(head: heads.HeadName) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
+def test_a_head_spreads_in_its_unit(head: heads.HeadName) -> None:
+    mean, raw = torch.randn(50, generator=generator()), raw_numbers(head, 1.0)
+    unit = torch.linspace(0.1, 1, 50)
+    levels = torch.tensor(GRID)
+    wide, own = (quantiles(heads.distribution(head, mean, raw, u), levels) - mean[:, None] for u in (None, unit))
+    torch.testing.assert_close(own / unit[:, None], wide, rtol=1e-3, atol=0.1)  # every scale has a thousandth more
+
+
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("target", [0.0, 1e4, -1e4])
 def test_score_and_its_gradient_are_finite(head: heads.HeadName, target: float) -> None:
     mean, raw = torch.zeros(50, requires_grad=True), raw_numbers(head, 5.0).requires_grad_()

@@ -36,25 +36,27 @@ def head_size(head: HeadName) -> int:
     return {"quantile": len(LEVELS), "gaussian": 1, "student_t": 2}[head]
 
 
-def distribution(head: HeadName, mean: Tensor, raw: Tensor) -> Distribution:
+def distribution(head: HeadName, mean: Tensor, raw: Tensor, unit: Tensor | None = None) -> Distribution:
     """A distribution from its mean `(...)` and raw shape parameters `(..., head_size)`.
 
-    gaussian: sigma = softplus(raw). student_t: also nu = 3 + softplus(raw), so the variance is finite.
-    quantile: the median is mean + raw, and the others step away from it by softplus, so they never cross; raw = 0 is
-    the standard normal around the mean.
+    Its spread is in units of `unit (...)`, or of one. gaussian: sigma = softplus(raw). student_t: also
+    nu = 3 + softplus(raw), so the variance is finite. quantile: the median is mean + raw, and the others step away from
+    it by softplus, so they never cross; raw = 0 is the normal around the mean with that deviation.
     """
+    unit = torch.ones_like(mean) if unit is None else unit
     if head == "gaussian":
-        return Normal(mean, softplus(raw[..., 0]) + _MIN_SCALE, validate_args=False)
+        return Normal(mean, unit * softplus(raw[..., 0]) + _MIN_SCALE, validate_args=False)
     if head == "student_t":
-        return StudentT(3 + softplus(raw[..., 1]), mean, softplus(raw[..., 0]) + _MIN_SCALE, validate_args=False)
+        scale = unit * softplus(raw[..., 0]) + _MIN_SCALE
+        return StudentT(3 + softplus(raw[..., 1]), mean, scale, validate_args=False)
     middle = len(LEVELS) // 2
     # on numbers that lie apart in memory softplus is fourteen times slower
     step = softplus(raw.contiguous()) * (raw.new_tensor(_SPACING) / math.log(2))
     down = -step[..., :middle].flip(-1).cumsum(-1).flip(-1)
     up = step[..., middle + 1 :].cumsum(-1)
     offsets = torch.cat([down, torch.zeros_like(down[..., :1]), up], -1)
-    median = mean.detach() + raw[..., middle]
-    return Quantiles(mean, median[..., None] + offsets, raw.new_tensor(LEVELS))
+    values = torch.addcmul(mean.detach()[..., None], unit[..., None], offsets + raw[..., middle, None])
+    return Quantiles(mean, values, raw.new_tensor(LEVELS))
 
 
 def score(forecast: Distribution, target: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import closed_form_loss, nonnegative_line
+from tsde.models.parts import closed_form_loss, line_sums, nonnegative_line
 from tsde.models.recent import last_observed
 from tsde.windows import Query, Window
 
@@ -41,11 +41,7 @@ class Last(Forecaster):
         sums = torch.zeros(5, self.variance.shape[1], dtype=torch.float64)
         for window in windows:
             mean, gap = self._carry(window.query)
-            seen = window.mask & torch.isfinite(gap)
-            square = (window.values - mean).square().clamp(max=100.0).double()
-            g = torch.where(seen, gap, 0.0).double()
-            one = seen.double()
-            sums += torch.stack([(part * one).sum((0, 1, 2)) for part in (one, g, g * g, square, g * square)])
+            sums += line_sums(gap, (window.values - mean).square(), window.mask & torch.isfinite(gap))
         self.variance[:] = nonnegative_line(sums).float()
 
     @staticmethod

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tsde.calendar import PHASES
+from tsde.models.parts import line_sums, nonnegative_line
 from tsde.windows import Query, Window
 
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
@@ -16,14 +17,16 @@ _MOVING = 7 + PHASES
 
 
 class LinearRoute(nn.Module):
-    """x_c(t) = w_c . phi_c, one ridge regression per channel, fitted in closed form.
+    """x_c(t) = w_c . phi_c + e, Var e = a_c + b_c lead: one ridge regression per channel, fitted in closed form.
 
     phi holds the channel's own recent past, every channel's last value and presence, the channel's last value, mean
     and one times functions of the lead, and where in the calendar's cycles the time lies. The penalty, in
-    observations, is chosen for each channel on every fifth window, all from the normal equations.
+    observations, is chosen for each channel on every fifth window, all from the normal equations. a, b >= 0 are fitted
+    by least squares to the squared errors that are left.
     """
 
     weight: Tensor
+    variance: Tensor
 
     def __init__(self, channels: int, summary: int):
         """
@@ -32,6 +35,7 @@ class LinearRoute(nn.Module):
         """
         super().__init__()
         self.register_buffer("weight", torch.zeros(channels, summary + 2 * channels + _MOVING))
+        self.register_buffer("variance", torch.tensor([[1.0], [0.0]]).repeat(1, channels))  # (2, C): a, b
 
     def forward(self, summary: Tensor, query: Query) -> Tensor:
         """`summary (B, K, C, F)` as `RecentValues` gives it -> means `(B, K, H, C)`."""
@@ -41,8 +45,13 @@ class LinearRoute(nn.Module):
         # a batched matrix product may round by a row's place in the batch; a sum does not
         return level[:, :, None] + (_functions(query)[..., None, :] * scaled).sum(-1)
 
+    def deviation(self, lead: Tensor) -> Tensor:
+        """Standard deviation of e at `lead (...)`: `(..., C)`."""
+        level, slope = self.variance
+        return (level + slope * lead[..., None]).clamp(min=1e-6).sqrt()
+
     def fit(self, summaries: Sequence[Tensor], windows: Sequence[Window]) -> None:
-        """Weights from the windows' observed targets, clipped at ten standard deviations."""
+        """Weights and variance from the windows' observed targets, clipped at ten standard deviations."""
         channels, size = self.weight.shape
         moments = torch.zeros(2, channels, size + 1, size + 1, dtype=torch.float64)
         for number, (summary, window) in enumerate(zip(summaries, windows, strict=True)):
@@ -54,6 +63,11 @@ class LinearRoute(nn.Module):
         best = torch.stack([_excess(_solve(fitted, penalty), held) for penalty in _PENALTIES]).argmin(0)  # (C,)
         choices = torch.stack([_solve(moments.sum(0), penalty) for penalty in _PENALTIES])
         self.weight[:] = choices[best, torch.arange(channels)].float()
+        sums = torch.zeros(5, channels, dtype=torch.float64)
+        for summary, window in zip(summaries, windows, strict=True):
+            square = (window.values - self(summary, window.query)).square()
+            sums += line_sums(window.query.lead[..., None].expand_as(square), square, window.mask)
+        self.variance[:] = nonnegative_line(sums).float()
 
 
 def _parts(summary: Tensor) -> tuple[Tensor, Tensor]:

@@ -206,6 +206,13 @@ def step_noise(query: Query, samples: int, size: int, training: bool) -> Callabl
     return drawn
 
 
+def line_sums(x: Tensor, square: Tensor, seen: Tensor) -> Tensor:
+    """What `nonnegative_line` needs of squared errors at `x`, clipped at ten deviations: `(..., C)` -> `(5, C)`."""
+    one = seen.double()
+    x, square = torch.where(seen, x, 0.0).double(), square.clamp(max=100.0).double()
+    return torch.stack([(part * one).flatten(0, -2).sum(0) for part in (one, x, x * x, square, x * square)])
+
+
 def nonnegative_line(sums: Tensor) -> Tensor:
     """Least squares a + b x with a, b >= 0 from the sums of 1, x, x^2, y and x y: `(5, C)` -> `(2, C)`."""
     count, x, xx, y, xy = sums

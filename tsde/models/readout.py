@@ -23,10 +23,12 @@ _NUMBERS = 2**21  # in the hidden units that are held at once; larger tensors ar
 class Readout(nn.Module):
     """Latent states at query times, and each channel's own recent past, to a distribution per channel.
 
-        h = silu(W_y,c y(t) + phi(recent_c, e_c) + W_t lead);   mean = sum_r softmax(w)_r route_r + delta
+        h = silu(W_y,c y(t) + phi(recent_c, e_c) + W_t lead);   mean = sum_r softmax(w)_r route_r + s_c(lead) delta
 
     with (w, delta, shape) from a second layer on h, and e_c an embedding of the channel. The gate over routes (last
-    value, kernel means, training mean) is what a recurrent state does not learn by itself.
+    value, kernel means, training mean, ridge regression) is what a recurrent state does not learn by itself. delta
+    and shape are in units of what the ridge regression leaves, s_c, or of one where that is more: a channel that is
+    predicted to a hundredth of its deviation needs corrections and intervals of that size.
     """
 
     def __init__(self, latent: int, channels: int, head: heads.HeadName, width: int, dropout: float):
@@ -64,20 +66,23 @@ class Readout(nn.Module):
         some = max(1, _NUMBERS // known[0].numel())
         return pool_pieces((self._answer(part, None, *known) for part in states.split(some)), len(states))
 
-    def _known(self, query: Query, cells: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What does not depend on the state: shifts of the hidden units `(B, K, H, C, W)` and routes, or in M cells."""
+    def _known(self, query: Query, cells: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What no state changes, in all cells or M of them: shifts of the hidden units, routes, and s."""
         features, routes = self.recent(query)
         embedded = self.embedding.expand(*features.shape[:2], -1, -1)
         local = self.local(torch.cat([features, embedded], -1))  # (B, K, C, W)
         lead = self.lead(lead_features(query.lead))  # (B, K, H, W)
         straight = self.linear(features, query)[..., None]  # (B, K, H, C, 1)
+        unit = self.linear.deviation(query.lead).clamp(max=1.0)  # (B, K, H, C)
         if cells is None:
             every = routes[:, :, None].expand(*straight.shape[:-1], -1)
-            return local[:, :, None] + lead[..., None, :], torch.cat([every, straight], -1)
+            return local[:, :, None] + lead[..., None, :], torch.cat([every, straight], -1), unit
         b, k, h, c = cells.nonzero(as_tuple=True)
-        return local[b, k, c] + lead[b, k, h], torch.cat([routes[b, k, c], straight[b, k, h, c]], -1)
+        return local[b, k, c] + lead[b, k, h], torch.cat([routes[b, k, c], straight[b, k, h, c]], -1), unit[cells]
 
-    def _answer(self, states: Tensor, cells: Tensor | None, shift: Tensor, routes: Tensor) -> Distribution:
+    def _answer(
+        self, states: Tensor, cells: Tensor | None, shift: Tensor, routes: Tensor, unit: Tensor
+    ) -> Distribution:
         if cells is None:
             mixed = self._mixed(states)
         else:
@@ -88,7 +93,7 @@ class Readout(nn.Module):
         gate, delta, shape = raw.split([routes.shape[-1], 1, raw.shape[-1] - routes.shape[-1] - 1], -1)
         weight = (gate - gate.amax(-1, keepdim=True).detach()).exp()  # torch's softmax is slow over a few numbers
         base = (weight * routes).sum(-1) / weight.sum(-1)
-        return heads.distribution(self.head, base + delta[..., 0], shape)
+        return heads.distribution(self.head, base + unit * delta[..., 0], shape, unit)
 
     def _mixed(self, states: Tensor) -> Tensor:
         """W_y,c y for all channels, `(..., D)` -> `(..., C, W)`: by its factors, or by their product if smaller."""
