@@ -142,6 +142,19 @@ def test_few_series_correct_little_however_many_windows_they_have() -> None:
     assert torch.allclose(few, share * (full.values - test.forecast.values)[:, middle], atol=0.03)
 
 
+def test_a_series_counts_for_as_many_as_its_pieces() -> None:
+    """Two series of 500 pieces each move a forecast as far as 1000 series of one piece."""
+    test, middle = residuals(50, 1.0, 1.0, seed=9), GRID.index(0.5)
+
+    def moved(per_series: int, pieces: Tensor | None) -> Tensor:
+        calibrator = Calibrator.fit(residuals(2000, 1.0, 1.0, per_series=per_series), 1, CalibrationConfig(), pieces)
+        return (corrected(calibrator, test).values - test.forecast.values)[:, middle]
+
+    few = moved(1000, torch.full((2,), 500.0))
+    torch.testing.assert_close(few, moved(2, None), rtol=0, atol=0.01)  # not all series are in every bin of leads
+    assert (few < moved(1000, None) - 0.1).all()
+
+
 def test_an_atom_stays_inside_its_interval() -> None:
     """Half of one channel's answers are exactly zero, and so are its lower quantiles: they stay there."""
     plain = residuals(4000, channels=2)

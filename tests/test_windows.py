@@ -235,6 +235,13 @@ def test_folds_share_out_the_series_that_are_not_held_out(members: int) -> None:
     assert torch.equal(single.train.upper, split.folds[0].train.upper)
 
 
+def test_a_part_by_time_has_as_many_pieces_as_horizons() -> None:
+    infinity = torch.inf
+    lower = torch.tensor([0.0, 2.0, -infinity, 3.0, -infinity]).double()
+    upper = torch.tensor([4.5, 2.25, infinity, infinity, -infinity]).double()
+    assert Region(lower, upper).pieces().tolist() == [4.5, 1.0, 1.0, 1.0, 1.0]
+
+
 def test_members_share_one_split_by_time() -> None:
     series = ragged(0, count=20)
     assert len(split_windows(series, SplitConfig(by="time"), 3, members=4).folds) == 1

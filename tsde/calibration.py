@@ -22,7 +22,7 @@ class CalibrationConfig(BaseModel):
 
     enabled: bool = True
     lead_bins: int = Field(4, ge=1, description="groups of lead times with a correction of their own")
-    shrinkage: float = Field(5.0, ge=0, description="series' worth of trust in the raw forecast; six-fold for groups")
+    shrinkage: float = Field(5.0, ge=0, description="pieces' worth of trust in the raw forecast; six-fold for groups")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Calibrator:
     where d_p is the conformal p-quantile of the scores: one-sided conformalised quantile regression (Romano,
     Patterson and Candes 2019) at every level, with multiplicative scores. Deviation: d_p is taken per lead-time bin
     and per channel, each shrunk towards the correction over all data with a weight that grows with n, the number of
-    *series* behind it, since the windows of one series are not exchangeable with those of another.
+    exchangeable *pieces* behind it: series, since the windows of one are not exchangeable with those of another; or,
+    where the same series are forecast later on, stretches of them as long as a horizon.
 
     Attributes:
         edges: `(bins - 1,)` lead times in horizons between bins.
@@ -74,23 +75,30 @@ class Calibrator:
         return cls(torch.zeros(0), torch.zeros(1, channels, levels))
 
     @classmethod
-    def fit(cls, residuals: Residuals, channels: int, config: CalibrationConfig) -> Calibrator:
-        """Fit on held-out residuals; too few of them leave the forecasts nearly as they are."""
+    def fit(
+        cls, residuals: Residuals, channels: int, config: CalibrationConfig, pieces: Tensor | None = None
+    ) -> Calibrator:
+        """Fit on held-out residuals; too few of them leave the forecasts nearly as they are.
+
+        Args:
+            pieces: `(N,)`, how many pieces the residuals of each series count for; one where nothing is said.
+        """
         levels = residuals.forecast.levels
         if not config.enabled or len(residuals.value) == 0:
             return cls.identity(channels, len(levels))
         steps = torch.arange(1, config.lead_bins) / config.lead_bins
         edges = torch.quantile(residuals.lead[: 2**24], steps).unique() if len(steps) else torch.zeros(0)
         scores = (residuals.value[:, None] - residuals.forecast.values) / _spread(residuals.forecast)[:, None]
-        series = residuals.series
+        owner = residuals.series
+        pieces = torch.ones(int(owner.max()) + 1) if pieces is None else pieces
         nothing, trust = torch.zeros(len(levels)), _GROUP_TRUST * config.shrinkage
-        overall = _shrunk(scores, series, levels, nothing, config.shrinkage)
+        overall = _shrunk(scores, owner, pieces, levels, nothing, config.shrinkage)
         bins = torch.bucketize(residuals.lead, edges)
         in_bin = [bins == b for b in range(len(edges) + 1)]
-        by_bin = torch.stack([_shrunk(scores[m], series[m], levels, overall, trust) for m in in_bin])
+        by_bin = torch.stack([_shrunk(scores[m], owner[m], pieces, levels, overall, trust) for m in in_bin])
         rest = scores - by_bin[bins]  # what is left for the channels to explain
         of_channel = [residuals.channel == c for c in range(channels)]
-        by_channel = torch.stack([_shrunk(rest[m], series[m], levels, nothing, trust) for m in of_channel])
+        by_channel = torch.stack([_shrunk(rest[m], owner[m], pieces, levels, nothing, trust) for m in of_channel])
         return cls(edges, (by_bin[:, None] + by_channel) * _movable(scores, residuals.channel, channels))
 
     def __call__(self, forecast: Quantiles, lead: Tensor, channel: Tensor) -> Quantiles:
@@ -116,16 +124,19 @@ def _movable(scores: Tensor, channel: Tensor, channels: int) -> Tensor:
     return (hits <= _ATOM * torch.bincount(channel, minlength=channels)[:, None]).float()
 
 
-def _shrunk(scores: Tensor, series: Tensor, levels: Tensor, towards: Tensor, shrinkage: float) -> Tensor:
+def _shrunk(
+    scores: Tensor, series: Tensor, pieces: Tensor, levels: Tensor, towards: Tensor, shrinkage: float
+) -> Tensor:
     """Conformal quantile of each column of `scores (M, Q)` at its own level, shrunk towards `towards (Q,)`.
 
     Level p of M scores is the order statistic ceil(p (M + 1)) from above the median, and its mirror image below, both
-    moved outwards. Deviation: M counts scores, though only series are exchangeable. With whole series in that place
+    moved outwards. Deviation: M counts scores, though only pieces are exchangeable. With whole series in that place
     intervals from 16 to 60 series covered 2 to 4 points too much, since the windows of a series are far from equal.
     """
-    count, size = len(series.unique()), len(scores)
-    if count == 0:
+    size = len(scores)
+    if size == 0:
         return towards
+    count = float(pieces[series.unique()].sum())
     outward = (levels - 0.5) * (size + 1) / size + 0.5
     ordered = scores.sort(0).values
     position = (outward.clamp(0, 1) * len(ordered) - 0.5).clamp(0, len(ordered) - 1)

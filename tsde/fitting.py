@@ -125,7 +125,8 @@ def _assemble(
     predictor = Predictor(experiment, table.clock, parts.scaler, members, identity, law, baselines)
     if parts.calibration:
         residuals = predictor.residuals(parts.calibration, calibrated=False)
-        predictor.calibrator = Calibrator.fit(residuals, channels, experiment.calibration)
+        pieces = parts.split.calibration.pieces()
+        predictor.calibrator = Calibrator.fit(residuals, channels, experiment.calibration, pieces)
     return predictor
 
 

@@ -114,6 +114,11 @@ class Region(NamedTuple):
     lower: Tensor
     upper: Tensor
 
+    def pieces(self) -> Tensor:
+        """How many horizons long each series' part is, at least one, `(N,)`; one where it is a series as a whole."""
+        part = torch.isfinite(self.lower) & torch.isfinite(self.upper)
+        return torch.where(part, (self.upper - self.lower).clamp(min=1), 1.0)
+
 
 class Fold(NamedTuple):
     """What one member is trained and validated on."""
