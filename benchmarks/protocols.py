@@ -99,11 +99,26 @@ def physionet(data: Path, name: str, fold: int) -> Task:
     return assemble(table, parted, 1440.0, horizon=1.05 * 1440, seed=fold)
 
 
+MUJOCO_NOTE = """\
+The row with more dropout, less thinning, four members and half the steps was chosen by cross-validation over whole
+trajectories of the 85 that do not test, after the defaults' test scores of one seed had been seen. A twentieth of the
+windows, in a few trajectories that stumble, makes more than half of every method's squared error there, so that fifteen
+test trajectories rank methods by little else; CRPS depends on them less.
+"""
+
 PHYSIOME_SETS = ("DUP03", "LEN01", "LI01", "PUR01", "HOD01", "PHI01", "WOD01", "LEN02", "WAN01", "NEL01")
 
 BOARDS = {
     "B1": Board("B1", "Physiome-ODE", PHYSIOME_SETS, 5, "standard deviations", physiome),
-    "B2": Board("B2", "MuJoCo Hopper, by share of dropped steps", ("0", "30", "50", "70"), 5, "raw units", mujoco),
+    "B2": Board(
+        "B2",
+        "MuJoCo Hopper, by share of dropped steps",
+        ("0", "30", "50", "70"),
+        5,
+        "raw units",
+        mujoco,
+        note=MUJOCO_NOTE,
+    ),
     "B3": lorenz.BOARD,
     "B4": mocap.BOARD,
     "B5": Board("B5", "USHCN sporadic, protocol A", ("sporadic",), 5, "standard deviations", ushcn),
