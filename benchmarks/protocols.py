@@ -101,9 +101,9 @@ def physionet(data: Path, name: str, fold: int) -> Task:
 
 MUJOCO_NOTE = """\
 The row with more dropout, less thinning, four members and half the steps was chosen by cross-validation over whole
-trajectories of the 85 that do not test, after the defaults' test scores of one seed had been seen. A twentieth of the
-windows, in a few trajectories that stumble, makes more than half of every method's squared error there, so that fifteen
-test trajectories rank methods by little else; CRPS depends on them less.
+trajectories of the 85 that do not test, after the defaults' test scores of one seed had been seen. There a twentieth of
+the windows, in a few trajectories that stumble, makes more than half of the squared error of ridge and filter alike, so
+that fifteen test trajectories rank methods by little else; CRPS depends on them less.
 """
 
 PHYSIOME_SETS = ("DUP03", "LEN01", "LI01", "PUR01", "HOD01", "PHI01", "WOD01", "LEN02", "WAN01", "NEL01")
