@@ -239,9 +239,13 @@ def _reporter(label: Row) -> Callable[[Progress], None]:
 
 
 def _commit() -> str:
-    """The version of the code, with `-dirty` for changes to the library that are not committed."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+    """The version of the code, with `-dirty` for changes to code that are not committed; rows are none."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=False)
+
+    changed = git("diff", "--quiet", "HEAD", "--", "*.py", "../tsde").returncode
+    return git("describe", "--always", "--abbrev=10").stdout.strip() + "-dirty" * (changed == 1)
 
 
 def _track(row: Row) -> None:
