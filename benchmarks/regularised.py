@@ -1,7 +1,7 @@
 """What regularised dynamics buy: evaluations of the field per forecast at equal error, with and without.
 
-The same family is trained twice on the same series of a stochastic Lorenz system, plainly and with the solver's error
-estimate in its objective, from the same seed for the same number of steps. Then its
+The same family is trained twice on the same series of a stochastic Lorenz system, plainly and with the solver's
+estimates of its error and of stiffness in its objective, from the same seed for the same number of steps. Then its
 latent ODE over the horizon is solved for the same held-out forecasts with Dormand and Prince's adaptive pair at a
 sweep of tolerances, and with the family's own fixed steps at a sweep of numbers. Error is the root mean square distance
 of the latent states' forecasts from those of a far finer solution, in standard deviations of the data.
