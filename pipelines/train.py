@@ -31,7 +31,6 @@ from tsde.fitting import Parts, fit_predictor
 from tsde.locks import locked
 from tsde.members import divergences
 from tsde.predictor import KIND, Predictor
-from tsde.scaling import table_cycles
 
 _RUN_FILE = "run.json"
 _CHECKPOINTS = "checkpoints"
@@ -141,8 +140,6 @@ def run(
     with _alone(folder), _kept(folder, data.experiment):
         for member, found in divergences(folder / _CHECKPOINTS, data.experiment).items():
             warn(f"member {member + 1} ends with its best validation: {found.reason}")
-        if not data.experiment.windows.calendar and (cycles := table_cycles(data.table)):
-            note(f"times cover whole cycles ({', '.join(cycles)}): where values follow them, try windows.calendar=true")
         with training_progress(data.experiment.train.members, quiet) as report:
             fitted = fit_predictor(data.table, data.experiment, report, folder / _CHECKPOINTS, parts)
         held_out, predictor = of_training(data.table, fitted), fitted.predictor

@@ -101,8 +101,9 @@ def test_trials_are_in_the_card(tmp_path: Path) -> None:
     assert Card.model_validate(saved).trials == trained.card.trials
 
 
-def windows() -> list[Window]:
-    parts = prepare(TABLE, experiment())
+def windows(seed: int = 0) -> list[Window]:
+    table = read_table(ornstein_uhlenbeck(24, 14, rate=0.5, level=3.0, seed=seed))
+    parts = prepare(table, experiment())
     return training_windows(eligible_origins(parts.series, parts.split.train), experiment().windows)
 
 
@@ -115,17 +116,16 @@ def line(query: Query) -> Tensor:
 def test_the_linear_route_finds_what_is_linear() -> None:
     known = windows()
     answered = [Window(w.query, line(w.query), torch.ones_like(w.mask), w.series) for w in known]
-    route, recent = LinearRoute(len(TABLE.channels), RecentValues.size), RecentValues()
-    route.fit([recent(w.query)[0] for w in answered], answered)
-    worst = max(float((route(recent(w.query)[0], w.query) - w.values).abs().max()) for w in answered)
+    route = fitted(answered)
+    worst = max(float((answers(route, w.query) - w.values).abs().max()) for w in answered)
     assert worst < 0.02
 
 
-def noisy(size: float) -> list[Window]:
+def noisy(size: float, seed: int = 0) -> list[Window]:
     """A line's answers and noise whose variance grows from `size^2` by three times that per horizon."""
     generator = torch.Generator().manual_seed(0)
     found = []
-    for w in windows():
+    for w in windows(seed):
         spread = size * (1 + 3 * w.query.lead[..., None]).sqrt()
         mean = line(w.query)
         values = mean + spread * torch.randn(mean.shape, generator=generator)
@@ -133,11 +133,37 @@ def noisy(size: float) -> list[Window]:
     return found
 
 
-def test_the_linear_route_knows_what_it_leaves() -> None:
-    known, recent = noisy(0.1), RecentValues()
-    route = LinearRoute(len(TABLE.channels), RecentValues.size)
+def fitted(known: list[Window]) -> LinearRoute:
+    route, recent = LinearRoute(len(TABLE.channels), RecentValues.size), RecentValues()
     route.fit([recent(w.query)[0] for w in known], known)
-    assert route.deviation(torch.tensor([0.0, 1.0]))[:, 0].tolist() == pytest.approx([0.1, 0.2], rel=0.25)
+    return route.eval()
+
+
+def answers(route: LinearRoute, query: Query) -> Tensor:
+    return route(RecentValues()(query)[0], query)
+
+
+def test_the_linear_route_knows_how_far_off_it_is_on_other_series() -> None:
+    route = fitted(noisy(0.1))
+    misses, expected = [], []
+    for w in noisy(0.1, seed=1):
+        misses.append((answers(route, w.query) - w.values).square().mean())
+        expected.append(route.deviation(w.query.lead).square().mean())
+    assert float((sum(expected) / sum(misses)).sqrt()) == pytest.approx(1, abs=0.15)
+
+
+def test_in_training_the_linear_route_answers_by_weights_that_have_not_seen_the_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tsde.models.linear._PENALTIES", (1.0,))  # the only thing that all answers choose
+    known = noisy(0.1)
+    own = [w.query.groups % 5 == known[0].query.groups[0, 0] % 5 for w in known]
+    other = [replace(w, values=w.values + 5.0 * mine[..., None, None]) for w, mine in zip(known, own, strict=True)]
+    first, second = (fitted(each).train() for each in (known, other))
+    moved = [(answers(first, w.query) - answers(second, w.query)).abs().amax((-1, -2)) for w in known]
+    change, mine = torch.cat(moved).flatten(), torch.cat(own).flatten()
+    assert change[mine].max() == 0 and change[~mine].max() > 0.5
+    assert not torch.equal(answers(first, known[0].query), answers(first.eval(), known[0].query))
 
 
 @pytest.mark.parametrize("size", [0.02, 0.2])
@@ -155,7 +181,7 @@ def test_a_readout_starts_as_sure_as_the_ridge_regression(size: float) -> None:
 
 def test_the_linear_route_goes_no_further_than_two_horizons() -> None:
     query = windows()[0].query
-    route, summary = LinearRoute(len(TABLE.channels), RecentValues.size), RecentValues()(query)[0]
+    route, summary = LinearRoute(len(TABLE.channels), RecentValues.size).eval(), RecentValues()(query)[0]
     route.weight.normal_(generator=torch.Generator().manual_seed(0))
     leads = (torch.full_like(query.times, lead) + query.origins[..., None] for lead in (1.0, 2.0, 1e6))
     nearer, near, far = (route(summary, replace(query, times=times)) for times in leads)

@@ -179,7 +179,7 @@ def test_boosting_draws_from_more_cells_than_it_may_use() -> None:
 @needs_lightgbm
 @pytest.mark.parametrize("batch", [1, 4])
 def test_boosting_learns_from_few_series(batch: int) -> None:
-    """Origins are held out where series are few; from a single one nothing is learnt, and nothing breaks."""
+    """One of four series is held out; from a single one nothing is learnt, and nothing breaks."""
     model = made(BoostingConfig.model_validate(SMALL | {"smallest_leaf": 2}))
     before = numbers(model, bent(9).query)
     model.prepare([bent(1, batch), bent(1, batch)])

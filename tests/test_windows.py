@@ -368,7 +368,9 @@ def test_series_are_drawn_in_proportion_to_their_contexts() -> None:
 def test_many_targets_are_spread_over_the_horizon() -> None:
     series = line([i / 100 for i in range(101)])
     origins = eligible_origins(series, everywhere(series))
-    window = fixed_windows(Origins(series, origins.row[:1], origins.first[:1], origins.last[:1]), CONFIG, targets=10)[0]
+    window = fixed_windows(
+        Origins(series, origins.row[:1], origins.first[:1], origins.last[:1], origins.group[:1]), CONFIG, targets=10
+    )[0]
     torch.testing.assert_close(window.query.lead[0, 0], torch.arange(10) / 10 + 0.06, rtol=0, atol=0.011)
 
 
@@ -450,7 +452,7 @@ def test_thinning_hides_and_changes_nothing_else() -> None:
 def test_each_context_is_thinned_by_a_share_of_its_own() -> None:
     series = line([i / 100 for i in range(500)])
     origins = eligible_origins(series, everywhere(series))
-    origins = Origins(series, origins.row[400:], origins.first[400:], origins.last[400:])
+    origins = Origins(series, origins.row[400:], origins.first[400:], origins.last[400:], origins.group[400:])
     config = WindowConfig(origins=1, thinning=0.6, context=300)
     window = draw_windows(origins, config, 300, torch.Generator().manual_seed(0))
     hidden = 1 - window.query.context.mask.sum((1, 2)) / 300

@@ -14,6 +14,8 @@ from torch import Tensor
 from tsde.calendar import PHASES, phases
 from tsde.series import SeriesBatch, SeriesSet
 
+_MANY = 20  # series, from which on each is a group of its own
+_STRETCHES = 10  # of time, where series are few
 _TOLERANCE = 1e-6  # of a horizon: a target exactly one horizon ahead is inside it whatever the rounding
 
 
@@ -26,12 +28,14 @@ class Query:
         origins: `(B, K)`, times of rows of the context.
         times: `(B, K, H)`, on the same clock.
         calendar: `(B, K, H, 12)`, where in the calendar's cycles the query times lie; None where there are none.
+        group: `(B, K)` int64, equal for origins whose answers tell of each other's: see `Origins`.
     """
 
     context: SeriesBatch
     origins: Tensor
     times: Tensor
     calendar: Tensor | None = None
+    group: Tensor | None = None
 
     @property
     def lead(self) -> Tensor:
@@ -42,6 +46,11 @@ class Query:
     def phases(self) -> Tensor:
         """`(B, K, H, 12)`: the calendar, zeros where there is none."""
         return self.times.new_zeros(*self.times.shape, PHASES) if self.calendar is None else self.calendar
+
+    @property
+    def groups(self) -> Tensor:
+        """`(B, K)`: the groups, or the series where nothing is said of them."""
+        return self.context.key[:, None].expand(self.origins.shape) if self.group is None else self.group
 
     def per_origin(self) -> Query:
         """The same questions with one origin per row, `(B * K, 1)`, each context cut off at its own origin."""
@@ -57,7 +66,8 @@ class Query:
         cut = SeriesBatch(
             times.minimum(origins), repeat(context.values), mask, repeat(context.key), repeat(context.static)
         )
-        return Query(cut, origins, self.times.flatten(0, 1)[:, None], self.phases.flatten(0, 1)[:, None])
+        group = None if self.group is None else self.group.reshape(-1, 1)
+        return Query(cut, origins, self.times.flatten(0, 1)[:, None], self.phases.flatten(0, 1)[:, None], group)
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,9 @@ class WindowConfig(BaseModel):
     origins: int = Field(6, ge=1, description="forecast origins per series and pass")
     targets: int = Field(12, ge=1, description="query times per origin in training")
     thinning: float = Field(0.6, ge=0, lt=1, description="up to this share of a context's values is hidden in training")
-    calendar: bool = Field(False, description="whether forecasts may depend on the time of day, week and year")
+    calendar: bool = Field(
+        True, description="forecasts may depend on the time of day, week and year, where the table shows whole cycles"
+    )
     context: int = Field(256, ge=1, description="a context keeps at most this many of its latest rows")
     held_out: int = Field(600, ge=1, description="windows wanted in each of validation, calibration and test")
 
@@ -200,12 +212,15 @@ class Origins:
     """Rows that can serve as forecast origins in a region, and the target rows of each.
 
     `row (E,)` ascending; its targets are rows `first` to `last` inclusive, within one horizon and the region.
+    `group (E,)` is the key of the series where they are many; where they are few, the number of a stretch of time.
+    What is learnt in some groups is tried on others.
     """
 
     series: SeriesSet
     row: Tensor
     first: Tensor
     last: Tensor
+    group: Tensor
 
     def __len__(self) -> int:
         return len(self.row)
@@ -229,7 +244,16 @@ def eligible_origins(series: SeriesSet, region: Region, horizon: float = 1.0) ->
     has_history = observed > before[owner]
     has_target = observed[last.clamp(min=0)] > observed[(first - 1).clamp(min=0)]
     keep = (first <= last) & (rows >= from_row[owner]) & has_history & has_target
-    return Origins(series, rows[keep], first[keep], last[keep])
+    return Origins(series, rows[keep], first[keep], last[keep], _groups(series, rows[keep], horizon))
+
+
+def _groups(series: SeriesSet, row: Tensor, horizon: float) -> Tensor:
+    """The group of each origin, `(E,)`; a stretch of time is a tenth of all, two horizons at least."""
+    owner, time = series.series_of_row[row], series.times[row]
+    if len(row) == 0 or len(owner.unique()) >= _MANY:
+        return series.key[owner]
+    stretch = max(float(time.max() - time.min()) / _STRETCHES, 2 * horizon)
+    return (time / stretch).floor().long()
 
 
 def draw_windows(origins: Origins, config: WindowConfig, batch: int, generator: torch.Generator) -> Window:
@@ -307,6 +331,7 @@ def _cut(
         (data.times[row] - reference[:, None]).float(),
         (data.times[target] - reference[:, None, None]).float(),
         phases(data.times[target], data.periods),
+        origins.group[which],
     )
     return Window(query, data.values[target], data.mask[target] & real[..., None], chosen)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from tsde import trees
+from tsde.calendar import PHASES
 from tsde.distribution import GRID, Quantiles
 from tsde.model import Forecaster, Loss
 from tsde.models.parts import clip_values, closed_form_loss
@@ -22,7 +23,7 @@ LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 
 _RATES = len(RecentValues.RATES)
 _SLOPES = slice(4 + 2 * _RATES, 4 + 3 * _RATES)  # within the features of `RecentValues`
-_HELD_OUT = 5  # every fifth series tells when to stop
+_HELD_OUT = 5  # every fifth group of origins tells when to stop
 _LARGEST = 10.0  # targets enter the squared error clipped at this many standard deviations
 _NARROWEST = 1e-3  # of a forecast, in standard deviations: no two of its quantiles are the same
 
@@ -55,19 +56,20 @@ class Boosting(Forecaster):
     F_0 by squared error and each F_p by the pinball loss (Friedman 2001; LightGBM, Ke et al. 2017), one model for all
     channels. phi holds the channel as a category, the lead time, the time since the channel's last value, that value
     and its straight continuation at several slopes, the channel's recent past (age, kernel means, slopes, spreads and
-    counts at fixed rates), and the last value and its age of every channel; what was never observed is missing.
-    Between levels a quantile is linear on the scale of the standard normal, and so are the tails.
+    counts at fixed rates), the last value and its age of every channel, and where in the calendar's cycles the time
+    lies; what was never observed is missing. Between levels a quantile is linear on the scale of the standard normal,
+    and so are the tails.
 
-    Every fifth training series decides how many trees there are. No gradient steps: all is fitted by `prepare`, on one
-    thread, and follows from the seed; `train.steps` and `train.max_time` do not govern it. The trees are kept as text
-    (`tsde.trees`) beside the weights.
+    Every fifth group of origins (`tsde.windows.Origins`) decides how many trees there are. No gradient steps: all is
+    fitted by `prepare`, on one thread, and follows from the seed; `train.steps` and `train.max_time` do not govern
+    it. The trees are kept as text (`tsde.trees`) beside the weights.
     """
 
     def __init__(self, config: BoostingConfig, channels: int):
         super().__init__()
         self.config, self.channels = config, channels
         self.examples = max(Forecaster.examples, config.cells // (10 * channels))  # a third of 32 targets is observed
-        self.features = 4 + _RATES + RecentValues.size + 2 * channels
+        self.features = 4 + _RATES + RecentValues.size + 2 * channels + PHASES
         self.seed = int(torch.randint(2**31 - 1, ()))
         self.recent = RecentValues()
         self._take(trees.constants([0.0, *torch.special.ndtri(torch.tensor(LEVELS)).tolist()], self.features).encode())
@@ -131,12 +133,12 @@ class Boosting(Forecaster):
         targets = torch.cat([w.values[chosen] for w, chosen in zip(windows, cells, strict=True)])
         owner = torch.cat(
             [
-                which[..., None, None].expand(chosen.shape)[chosen]
-                for which, chosen in zip(_owners(windows), cells, strict=True)
+                w.query.groups[..., None, None].expand(chosen.shape)[chosen]
+                for w, chosen in zip(windows, cells, strict=True)
             ]
         )
         owners = owner.unique()
-        kept = owners[torch.randperm(len(owners), generator=generator)[: len(owners) // _HELD_OUT]]
+        kept = owners[torch.randperm(len(owners), generator=generator)[: max(1, len(owners) // _HELD_OUT)]]
         return features, targets.clamp(-_LARGEST, _LARGEST), torch.isin(owner, kept)
 
     def _features(self, query: Query, cells: Tensor) -> Tensor:
@@ -150,7 +152,7 @@ class Boosting(Forecaster):
         rise = own[:, _SLOPES] * lead.new_tensor(RecentValues.RATES) * lead[:, None]
         moving = torch.stack([c.float(), lead, age[b, k, c] + lead, last], -1)
         everyone = torch.cat([value, age], -1)[b, k]
-        return torch.cat([moving, last[:, None] + clip_values(rise), own, everyone], -1)
+        return torch.cat([moving, last[:, None] + clip_values(rise), own, everyone, query.phases[b, k, h]], -1)
 
     def forward(self, query: Query) -> Distribution:
         cells = torch.ones(*query.times.shape, self.channels, dtype=torch.bool)
@@ -165,16 +167,3 @@ class Boosting(Forecaster):
 
     def loss(self, window: Window) -> Loss:
         return closed_form_loss(self(window.query), window)
-
-
-def _owners(windows: Sequence[Window]) -> list[Tensor]:
-    """What is held out as a whole, by number, `(B, K)` for each window: series, or single origins where those are few.
-
-    Neighbouring origins know much of each other's answers, so then trees stop a little late.
-    """
-    series = [window.series[:, None].expand(window.mask.shape[:2]) for window in windows]
-    if len(torch.cat([window.series for window in windows]).unique()) >= 2 * _HELD_OUT:
-        return series
-    sizes = [number.numel() for number in series]
-    numbers = torch.arange(sum(sizes)).split(sizes)
-    return [number.reshape(own.shape) for number, own in zip(numbers, series, strict=True)]

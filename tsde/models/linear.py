@@ -11,7 +11,8 @@ from tsde.calendar import PHASES
 from tsde.models.parts import line_sums, nonnegative_line
 from tsde.windows import Query, Window
 
-_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
+_PENALTIES = (1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2, 1e-3)  # the strongest first: it is taken where folds tell nothing
+_FOLDS = 5
 _FARTHEST = 2.0  # horizons: beyond, a line in the lead time is not followed any further
 _MOVING = 7 + PHASES
 
@@ -20,12 +21,15 @@ class LinearRoute(nn.Module):
     """x_c(t) = w_c . phi_c + e, Var e = a_c + b_c lead: one ridge regression per channel, fitted in closed form.
 
     phi holds the channel's own recent past, every channel's last value and presence, the channel's last value, mean
-    and one times functions of the lead, and where in the calendar's cycles the time lies. The penalty, in
-    observations, is chosen for each channel on every fifth window, all from the normal equations. a, b >= 0 are fitted
-    by least squares to the squared errors that are left.
+    and one times functions of the lead, and where in the calendar's cycles the time lies. Groups of origins
+    (`tsde.windows.Origins`) form five folds. The errors of each fold under weights from the other four choose the
+    penalty of each channel, in observations, and give a, b >= 0 by least squares. In training mode a row is answered
+    by the weights that have not seen its fold: what is learnt on top must not trust the regression more than on new
+    series (stacking, Wolpert 1992).
     """
 
     weight: Tensor
+    others: Tensor
     variance: Tensor
 
     def __init__(self, channels: int, summary: int):
@@ -34,16 +38,14 @@ class LinearRoute(nn.Module):
             summary: numbers per channel in a summary of its recent past.
         """
         super().__init__()
-        self.register_buffer("weight", torch.zeros(channels, summary + 2 * channels + _MOVING))
+        size = summary + 2 * channels + _MOVING
+        self.register_buffer("weight", torch.zeros(channels, size))
+        self.register_buffer("others", torch.zeros(_FOLDS, channels, size), persistent=False)
         self.register_buffer("variance", torch.tensor([[1.0], [0.0]]).repeat(1, channels))  # (2, C): a, b
 
     def forward(self, summary: Tensor, query: Query) -> Tensor:
         """`summary (B, K, C, F)` as `RecentValues` gives it -> means `(B, K, H, C)`."""
-        steady, moving = _parts(summary)
-        level = (steady * self.weight[:, :-_MOVING]).sum(-1)
-        scaled = (moving * self.weight[:, -_MOVING:])[:, :, None]  # (B, K, 1, C, 19)
-        # a batched matrix product may round by a row's place in the batch; a sum does not
-        return level[:, :, None] + (_functions(query)[..., None, :] * scaled).sum(-1)
+        return _line(summary, query, self.others[_fold(query)] if self.training else self.weight)
 
     def deviation(self, lead: Tensor) -> Tensor:
         """Standard deviation of e at `lead (...)`: `(..., C)`."""
@@ -53,21 +55,38 @@ class LinearRoute(nn.Module):
     def fit(self, summaries: Sequence[Tensor], windows: Sequence[Window]) -> None:
         """Weights and variance from the windows' observed targets, clipped at ten standard deviations."""
         channels, size = self.weight.shape
-        moments = torch.zeros(2, channels, size + 1, size + 1, dtype=torch.float64)
-        for number, (summary, window) in enumerate(zip(summaries, windows, strict=True)):
-            phi = _features(summary, window.query)
-            joint = torch.cat([phi, window.values.clamp(-10, 10)[..., None]], -1)
-            joint = torch.where(window.mask[..., None], joint, 0.0).flatten(0, 2).transpose(0, 1).double()
-            moments[int(number % 5 == 4)] += joint.transpose(1, 2) @ joint  # (C, P + 1, P + 1)
-        fitted, held = moments if len(windows) > 5 else (moments.sum(0), moments.sum(0))
-        best = torch.stack([_excess(_solve(fitted, penalty), held) for penalty in _PENALTIES]).argmin(0)  # (C,)
-        choices = torch.stack([_solve(moments.sum(0), penalty) for penalty in _PENALTIES])
-        self.weight[:] = choices[best, torch.arange(channels)].float()
+        moments = torch.zeros(_FOLDS, channels, size + 1, size + 1, dtype=torch.float64)
+        for summary, window in zip(summaries, windows, strict=True):
+            joint = torch.cat([_features(summary, window.query), window.values.clamp(-10, 10)[..., None]], -1)
+            joint, fold = torch.where(window.mask[..., None], joint, 0.0), _fold(window.query)
+            for number in range(_FOLDS):
+                part = joint[fold == number].flatten(0, 1).transpose(0, 1).double()  # (C, N, P + 1)
+                moments[number] += part.transpose(1, 2) @ part
+        every, rest = moments.sum(0), moments.sum(0) - moments
+        without = torch.stack([_solve(rest, penalty) for penalty in _PENALTIES])  # (penalties, folds, C, P)
+        best = torch.stack([_excess(weight, moments).sum(0) for weight in without]).argmin(0)  # (C,)
+        channel = torch.arange(channels)
+        self.others[:] = without.transpose(1, 2)[best, channel].transpose(0, 1).float()
+        self.weight[:] = torch.stack([_solve(every, penalty) for penalty in _PENALTIES])[best, channel].float()
         sums = torch.zeros(5, channels, dtype=torch.float64)
         for summary, window in zip(summaries, windows, strict=True):
-            square = (window.values - self(summary, window.query)).square()
+            square = (window.values - _line(summary, window.query, self.others[_fold(window.query)])).square()
             sums += line_sums(window.query.lead[..., None].expand_as(square), square, window.mask)
         self.variance[:] = nonnegative_line(sums).float()
+
+
+def _fold(query: Query) -> Tensor:
+    """The fold of each origin's group, `(B, K)`."""
+    return query.groups % _FOLDS
+
+
+def _line(summary: Tensor, query: Query, weight: Tensor) -> Tensor:
+    """w . phi, `(B, K, H, C)`, for weights `(C, P)` or `(B, K, C, P)`."""
+    steady, moving = _parts(summary)
+    level = (steady * weight[..., :-_MOVING]).sum(-1)
+    scaled = (moving * weight[..., -_MOVING:])[:, :, None]  # (B, K, 1, C, 19)
+    # a batched matrix product may round by a row's place in the batch; a sum does not
+    return level[:, :, None] + (_functions(query)[..., None, :] * scaled).sum(-1)
 
 
 def _parts(summary: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,13 +113,13 @@ def _features(summary: Tensor, query: Query) -> Tensor:
 
 
 def _solve(moments: Tensor, penalty: float) -> Tensor:
-    """Ridge weights `(C, P)` from joint second moments `(C, P + 1, P + 1)`; the penalty counts observations."""
-    gram, cross = moments[:, :-1, :-1], moments[:, :-1, -1]
+    """Ridge weights `(..., P)` from joint second moments `(..., P + 1, P + 1)`; the penalty counts observations."""
+    gram, cross = moments[..., :-1, :-1], moments[..., :-1, -1]
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
     return torch.linalg.solve(gram + (penalty + 1e-6) * eye, cross)
 
 
 def _excess(weight: Tensor, moments: Tensor) -> Tensor:
-    """Sum of squared errors of `weight (C, P)` less that of zero weights, `(C,)`, from joint second moments."""
-    gram, cross = moments[:, :-1, :-1], moments[:, :-1, -1]
+    """Sum of squared errors of `weight (..., P)` less that of zero weights, `(...)`, from joint second moments."""
+    gram, cross = moments[..., :-1, :-1], moments[..., :-1, -1]
     return (weight * (gram @ weight[..., None])[..., 0] - 2 * weight * cross).sum(-1)
