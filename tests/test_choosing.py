@@ -16,12 +16,13 @@ from tsde.distribution import summarise
 from tsde.errors import ConfigError, DivergedError
 from tsde.fitting import Parts, fit_predictor, prepare
 from tsde.members import training_windows
+from tsde.models.filter import Filter, FilterConfig
 from tsde.models.linear import LinearRoute
 from tsde.models.readout import Readout
 from tsde.models.recent import RecentValues
 from tsde.synthetic import ornstein_uhlenbeck
 from tsde.table import read_table
-from tsde.training import Progress
+from tsde.training import Progress, TrainConfig, fit, validation_crps
 from tsde.windows import Query, Window, eligible_origins
 
 TABLE = read_table(ornstein_uhlenbeck(24, 14, rate=0.5, level=3.0, seed=0))
@@ -187,3 +188,51 @@ def test_the_linear_route_goes_no_further_than_two_horizons() -> None:
     nearer, near, far = (route(summary, replace(query, times=times)) for times in leads)
     assert torch.equal(near, far)
     assert not torch.equal(near, nearer)
+
+
+def untrained(shaken: float) -> tuple[Filter, list[Window]]:
+    """A filter that has learnt nothing but its ridge regression, and windows of other series to validate it on."""
+    torch.manual_seed(0)
+    model = Filter(FilterConfig(modes=4, width=8, horizon_modes=4), len(TABLE.channels))
+    model.prepare(noisy(0.1))
+    with torch.no_grad():
+        model.readout.out.weight.add_(shaken * torch.randn_like(model.readout.out.weight))
+    return model, noisy(0.1, seed=1)
+
+
+def trained(model: Filter, validation: list[Window], **settings: float) -> float:
+    """The trust after training."""
+    parts = prepare(TABLE, experiment())
+    origins = eligible_origins(parts.series, parts.split.train)
+    fit(model, origins, validation, experiment().windows, TrainConfig(steps=1, batch=4, **settings), seed=0)
+    return float(model.readout.trust)
+
+
+def test_where_what_was_learnt_is_worthless_the_ridge_regression_answers() -> None:
+    model, validation = untrained(shaken=3.0)
+    assert trained(model, validation, learning_rate=1e-9) < 0.2
+    chosen = validation_crps(model, validation)
+    for trust in (0.0, 0.5, 1.0):
+        model.readout.trust.fill_(trust)
+        assert chosen <= validation_crps(model, validation) + 1e-6
+
+
+def test_what_is_right_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, validation = untrained(shaken=0.0)
+    model.readout.linear.weight.add_(1.0)  # the regression is off, and the gate gives it no weight
+    with torch.no_grad():
+        model.readout.out.bias[model.readout.recent.routes] = -50.0
+    assert trained(model, validation, learning_rate=1e-9) == 1.0
+
+
+def test_a_trust_in_between_averages_means_and_quantiles() -> None:
+    model, validation = untrained(shaken=0.5)
+    model.eval()
+    laws = []
+    for trust in (0.0, 0.25, 1.0):
+        model.readout.trust.fill_(trust)
+        laws.append(summarise(model(validation[0].query)))
+    simple, between, learnt = laws
+    torch.testing.assert_close(between.mean, 0.75 * simple.mean + 0.25 * learnt.mean)
+    at = [5, 12, 20]  # levels that the head has itself
+    torch.testing.assert_close(between.values[..., at], (0.75 * simple.values + 0.25 * learnt.values)[..., at])

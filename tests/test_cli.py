@@ -157,13 +157,13 @@ def test_evaluation_writes_a_row_per_part_and_forecaster(job: Job, tmp_path: Pat
     own = frame[frame["forecast_by"] == "filter"]
     assert own["series"].tolist()[0] == 6
     assert own["lead_to"].max() == pytest.approx(board["model"]["after"]["by_lead"][-1]["lead"][1])
-    skill = board["skills"]["ridge"]
+    skill = board["skills"]["last"]
     parts = [skill["overall"], *skill["by_lead"], *skill["by_channel"]]
     expected = [(part["mse"]["value"], part["mse"]["error"]) for part in parts]
-    columns = ["mse_skill_vs_ridge", "mse_skill_vs_ridge_se"]
+    columns = ["mse_skill_vs_last", "mse_skill_vs_last_se"]
     assert own[columns].to_numpy() == pytest.approx(np.array(expected), rel=1e-6)
     assert frame.loc[frame["forecast_by"] != "filter", columns].isna().all(axis=None)
-    assert (own["mse_skill_vs_ridge_lo"] < own["mse_skill_vs_ridge"]).all()
+    assert (own["mse_skill_vs_last_lo"] < own["mse_skill_vs_last"]).all()
     refuse(2, "evaluate", job.model, "--out", tmp_path / "scores.xlsx")
 
 

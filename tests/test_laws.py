@@ -19,7 +19,7 @@ from torch import Tensor
 from tsde.config import Experiment, load_experiment
 from tsde.distribution import quantiles, summarise
 from tsde.fitting import Fitted, fit_predictor
-from tsde.model import Forecaster
+from tsde.model import Cautious, Forecaster
 from tsde.models import MODELS, build
 from tsde.models.latent_sde import LatentSDE
 from tsde.noise import series_keys
@@ -86,7 +86,7 @@ def window(seed: int = 0, sizes: tuple[int, ...] = (9, 5, 12, 7, 10)) -> Window:
 
 
 def model_of(case: str) -> Forecaster:
-    """A prepared model in eval mode; its weights are shaken, so that nothing is hidden by an initial zero."""
+    """A prepared model in eval mode; its weights are shaken, so that nothing is hidden by an initial zero or one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_case(case)
@@ -95,6 +95,9 @@ def model_of(case: str) -> Forecaster:
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.add_(0.05 * torch.randn_like(parameter))
+            for part in model.modules():
+                if isinstance(part, Cautious):
+                    part.trust.fill_(0.7)
     return model.eval()
 
 

@@ -152,6 +152,13 @@ def average(members: Sequence[Quantiles]) -> Quantiles:
     return Quantiles(mean, values, members[0].levels)
 
 
+def blend(forecast: Distribution, simple: Normal, trust: float) -> Quantiles:
+    """`average` of two with the weights `trust` and `1 - trust`, on the levels of the first if it has some."""
+    law = forecast if isinstance(forecast, Quantiles) else summarise(forecast)
+    values = torch.lerp(quantiles(simple, law.levels), law.values, trust)
+    return Quantiles(torch.lerp(simple.mean, law.mean, trust), values, law.levels)
+
+
 def affine(distribution: Quantiles, location: Tensor, scale: Tensor) -> Quantiles:
     """The law of `location + scale * X` for a positive scale, both broadcast over the batch shape."""
     values = location[..., None] + scale[..., None] * distribution.values

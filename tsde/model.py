@@ -32,6 +32,13 @@ class Prepared(Protocol):
         """Fit or adjust itself."""
 
 
+@runtime_checkable
+class Cautious(Protocol):
+    """A part of a model that answers with `trust` of what it learnt, and for the rest with something simple."""
+
+    trust: Tensor
+
+
 class Forecaster(nn.Module, ABC):
     """A family of models: what was observed up to an origin, and query times, in; a distribution out."""
 

@@ -20,9 +20,12 @@ from tsde.clock import Clock
 from tsde.distribution import summarise
 from tsde.errors import ArtifactError, DivergedError, UsageError
 from tsde.metrics import crps_quantiles
-from tsde.model import Forecaster
+from tsde.model import Cautious, Forecaster
 from tsde.solving import Estimates, estimating, recomputing
 from tsde.windows import Origins, Window, WindowConfig, draw_windows
+
+_FIRST = 25  # steps to the first validation
+_TRUSTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 
 
 def _seconds(value: object) -> object:
@@ -94,8 +97,10 @@ class TrainConfig(BaseModel):
     recompute: int | None = Field(
         None, ge=1, description="rows between the states of a context kept for gradients: less memory, more time"
     )
-    validate_every: int = Field(100, ge=1, description="steps between validations; a checkpoint follows each")
-    patience: int = Field(10, ge=1, description="validations without improvement before stopping")
+    validate_every: int = Field(
+        100, ge=1, description="steps between validations, at most: early ones follow faster; a checkpoint follows each"
+    )
+    patience: int = Field(10, ge=1, description="times validate_every steps without improvement before stopping")
     members: int = Field(4, ge=1, description="models trained from different seeds and averaged into one forecast")
     workers: int | None = Field(None, ge=1, description="members trained at once; one per core by default")
     max_time: WallTime | None = Field(
@@ -133,7 +138,7 @@ class _State:
     step: int = 0
     elapsed: float = 0.0
     best: float = math.inf
-    stale: int = 0
+    best_step: int = 0
     diverged: str | None = None
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -170,6 +175,26 @@ def validation_crps(model: Forecaster, windows: Sequence[Window]) -> float:
     return total / max(count, 1)
 
 
+def _choose_trust(model: Forecaster, validation: Sequence[Window]) -> None:
+    """Less and less trust in what was learnt, as long as that lowers the CRPS on the validation windows."""
+    cautious = [part for part in model.modules() if isinstance(part, Cautious)]
+    if not cautious:
+        return
+
+    def crps(trust: float) -> float:
+        for part in cautious:
+            part.trust.fill_(trust)
+        return validation_crps(model, validation)
+
+    best, lowest = _TRUSTS[0], crps(_TRUSTS[0])
+    for trust in _TRUSTS[1:]:
+        if (found := crps(trust)) >= lowest:  # the CRPS is convex in the trust: it only rises from here
+            break
+        best, lowest = trust, found
+    for part in cautious:
+        part.trust.fill_(best)
+
+
 def fit(
     model: Forecaster,
     origins: Origins,
@@ -186,7 +211,8 @@ def fit(
 
     AdamW, linear warm-up then cosine, clipped gradients, an exponential average of the weights that is what gets
     validated and kept. The schedule's position is the larger of steps done and budget spent, so a run that the
-    clock cuts short still anneals; without a binding clock the result depends on the seed alone.
+    clock cuts short still anneals; without a binding clock the result depends on the seed alone. Last, the trust of
+    cautious parts is chosen on the validation windows.
 
     Args:
         budget: seconds this member may take.
@@ -236,7 +262,7 @@ class _Loop:
         elif not self.state.history:
             raise DivergedError(self.state.diverged)
         self.model.load_state_dict(self.kept)
-        self.model.eval()
+        _choose_trust(self.model.eval(), validation)
         return self.state.history
 
     def _train(
@@ -245,9 +271,11 @@ class _Loop:
         config, state = self.config, self.state
         started = time.monotonic() - state.elapsed
         share = self._share(budget)
-        while share < 1 and state.stale < config.patience:
+        while share < 1 and state.step - state.best_step < config.patience * config.validate_every:
             scores: list[tuple[float, float]] = []
-            while len(scores) < config.validate_every and share < 1:
+            # small tables are learnt by heart after a few hundred steps: the best ones may be over early
+            until = min(config.validate_every, max(_FIRST, state.step // 4))
+            while len(scores) < until and share < 1:
                 scores.append(self._step(share))
                 state.elapsed = time.monotonic() - started
                 share = self._share(budget)
@@ -255,9 +283,9 @@ class _Loop:
             crps = validation_crps(self.averaged, validation)
             if not math.isfinite(crps):
                 raise DivergedError(f"validation CRPS is {crps} after step {state.step}; lower train.learning_rate")
-            state.stale = 0 if crps < state.best else state.stale + 1
             if crps < state.best:
-                state.best, self.kept = crps, copy.deepcopy(self.averaged.state_dict())
+                state.best, state.best_step = crps, state.step
+                self.kept = copy.deepcopy(self.averaged.state_dict())
             state.elapsed = time.monotonic() - started
             progress = Progress(
                 member,

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Normal
 from torch.nn.functional import linear, silu
 
 from tsde import heads
-from tsde.distribution import Empirical, pool_pieces
+from tsde.distribution import Empirical, blend, pool_pieces
 from tsde.models.linear import LinearRoute
 from tsde.models.parts import mlp
 from tsde.models.recent import RecentValues
@@ -29,7 +29,13 @@ class Readout(nn.Module):
     value, kernel means, training mean, ridge regression) is what a recurrent state does not learn by itself. delta
     and shape are in units of what the ridge regression leaves, s_c, or of one where that is more: a channel that is
     predicted to a hundredth of its deviation needs corrections and intervals of that size.
+
+    After training, quantile functions are `trust` of this law's and `1 - trust` of N(ridge, s_c^2)'s. Validation
+    series choose `trust` (`tsde.training`): on small tables a part of the regression is worth more than all of what
+    was learnt.
     """
+
+    trust: Tensor
 
     def __init__(self, latent: int, channels: int, head: heads.HeadName, width: int, dropout: float):
         super().__init__()
@@ -43,6 +49,7 @@ class Readout(nn.Module):
         self.mix = nn.Linear(per_channel, width, bias=False)
         self.lead = nn.Linear(LEAD_FEATURES, width)
         self.dropout = nn.Dropout(dropout)
+        self.register_buffer("trust", torch.ones(()))
         self.hidden = nn.Linear(width, width)
         self.out = nn.Linear(width, RecentValues.routes + 2 + heads.head_size(head))
         with torch.no_grad():
@@ -93,7 +100,10 @@ class Readout(nn.Module):
         gate, delta, shape = raw.split([routes.shape[-1], 1, raw.shape[-1] - routes.shape[-1] - 1], -1)
         weight = (gate - gate.amax(-1, keepdim=True).detach()).exp()  # torch's softmax is slow over a few numbers
         base = (weight * routes).sum(-1) / weight.sum(-1)
-        return heads.distribution(self.head, base + unit * delta[..., 0], shape, unit)
+        law = heads.distribution(self.head, base + unit * delta[..., 0], shape, unit)
+        if self.training or self.trust == 1:
+            return law
+        return blend(law, Normal(routes[..., -1], unit, validate_args=False), float(self.trust))
 
     def _mixed(self, states: Tensor) -> Tensor:
         """W_y,c y for all channels, `(..., D)` -> `(..., C, W)`: by its factors, or by their product if smaller."""
