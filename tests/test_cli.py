@@ -22,6 +22,7 @@ import pipelines.train
 from pipelines.exits import CODES
 from tsde import errors
 from tsde.config import load_experiment
+from tsde.predictor import Predictor
 from tsde.synthetic import spirals
 from tsde.training import Progress
 
@@ -41,6 +42,7 @@ class Job:
     model: Path
     forecasts: Path
     printed: str
+    noted: str
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +55,21 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     succeed("ingest", table, "--time-col", "when", "--horizon", 1, "--out", dataset)
     trained = succeed("train", "--data", dataset, "--out", model, "--no-track", *SMALL)
     succeed("forecast", model, table, "--horizon", 1, "--step", 0.25, "--level", 80, "--level", 50, "--out", out)
-    return Job(table, dataset, model, out, trained.stdout)
+    return Job(table, dataset, model, out, trained.stdout, trained.stderr)
 
 
 def test_training_prints_the_model_beside_the_baselines(job: Job) -> None:
     for word in ("filter", "last", "mean", "ridge", "CRPS", "80 % coverage", "By lead time", str(job.model)):
         assert word in job.printed
     assert not job.model.with_name("model.run").exists()
+
+
+def test_training_says_how_much_of_the_forecast_is_ridge_regression(job: Job) -> None:
+    trust = Predictor.load(job.model).trust
+    assert trust < 0.5, "twenty steps taught more than a ridge regression knows"
+    assert f"bear out {trust:.0%} of what the members learnt; the rest is ridge regression" in " ".join(
+        job.noted.split()
+    )
 
 
 def test_the_card_says_where_the_model_comes_from(job: Job) -> None:

@@ -22,7 +22,7 @@ from tsde.clock import Clock
 from tsde.config import Experiment, parse_experiment
 from tsde.distribution import GRID, Quantiles, average, summarise
 from tsde.errors import ArtifactError, TsdeError, UsageError
-from tsde.model import Forecaster
+from tsde.model import Cautious, Forecaster
 from tsde.noise import series_keys, uniform
 from tsde.requests import request_batches
 from tsde.scaling import Scaler
@@ -85,6 +85,12 @@ class Predictor:
     @property
     def channels(self) -> tuple[str, ...]:
         return self.scaler.channels
+
+    @property
+    def trust(self) -> float:
+        """How much of the forecast was learnt by gradient steps; the rest is ridge regression."""
+        parts = [part.trust for member in self.members for part in member.modules() if isinstance(part, Cautious)]
+        return float(torch.stack(parts).mean()) if parts else 1.0
 
     @torch.no_grad()
     def law(self, query: Query, calibrated: bool = True) -> Quantiles:
