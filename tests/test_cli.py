@@ -67,7 +67,7 @@ def test_training_prints_the_model_beside_the_baselines(job: Job) -> None:
 def test_training_says_how_much_of_the_forecast_is_ridge_regression(job: Job) -> None:
     trust = Predictor.load(job.model).trust
     assert trust < 0.5, "twenty steps taught more than a ridge regression knows"
-    assert f"bear out {trust:.0%} of what the members learnt; the rest is ridge regression" in " ".join(
+    assert f"bears out {trust:.0%} of what the members learnt; the rest is ridge regression" in " ".join(
         job.noted.split()
     )
 

@@ -259,7 +259,26 @@ def test_the_weights_of_the_best_validation_are_kept(scripted: Install) -> None:
     assert not model.training
 
 
-def test_patience_stops_after_that_many_validations_without_improvement(scripted: Install) -> None:
+EARLY = [25, 50, 75, 100, 125, 156, 195, 243, 303, 378, 472, 572]
+
+
+def test_validations_follow_faster_at_first_and_patience_counts_steps(scripted: Install, tmp_path: Path) -> None:
+    """Best after 156 steps; three times 100 steps later it is over. An interruption does not change when."""
+    improving = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
+    settings = config(steps=2000, validate_every=100, patience=3)
+    scripted([*improving, *[1.0] * 20])
+    history = train(Scripted(pull), settings)
+    assert [row["step"] for row in history] == EARLY[: EARLY.index(472) + 1]
+    scripted([*improving, *[1.0] * 20])
+    with pytest.raises(Interrupted):
+        train(Scripted(pull), settings, checkpoint=tmp_path / "state", report=interrupt_after(4))
+    resumed = train(Scripted(pull), settings, checkpoint=tmp_path / "state")
+    assert [row["step"] for row in resumed] == [row["step"] for row in history]
+    scripted([1.0 / (n + 1) for n in range(20)])
+    assert [row["step"] for row in train(Scripted(pull), config(steps=600, validate_every=100))] == [*EARLY, 600]
+
+
+def test_patience_stops_after_that_many_equal_stretches_without_improvement(scripted: Install) -> None:
     validated = scripted([1.0, 0.5, 0.6, 0.7, 0.4, 0.5, 0.4, 0.9, 0.1])
     model = Scripted(pull)
     history = train(model, config(steps=100, patience=3))

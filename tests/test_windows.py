@@ -365,6 +365,45 @@ def test_series_are_drawn_in_proportion_to_their_contexts() -> None:
     assert ((share - expected).abs() < 4 * (expected * (1 - expected) / len(drawn)).sqrt()).all()
 
 
+def several(starts: list[float], rows: int, span: float) -> SeriesSet:
+    """Series of `rows` rows that begin at `starts` and last `span` horizons."""
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "unique_id": np.repeat([f"{number:03d}" for number in range(len(starts))], rows),
+            "ds": np.concatenate([start + np.sort(random.uniform(0, span, rows)) for start in starts]),
+            "x": 1.0,
+        }
+    )
+    return Scaler.unit(("x",), 1.0).apply(read_table(frame), 0)
+
+
+def groups(series: SeriesSet) -> Tensor:
+    return eligible_origins(series, everywhere(series)).group
+
+
+def test_many_series_are_a_group_each() -> None:
+    found = groups(several([0.0] * 25, 10, 5.0))
+    assert len(found.unique()) == 25
+
+
+@pytest.mark.parametrize("starts", [[0.0] * 10, [0.0], [*[500.0] * 9, 0.0]])
+def test_few_long_series_are_cut_into_stretches_of_time_with_like_numbers_of_origins(starts: list[float]) -> None:
+    series = several(starts, 60, 30.0)
+    found = groups(series)
+    counts = torch.bincount(found)
+    assert len(counts) == 10 and counts.max() < 1.3 * counts.min()
+    origins = eligible_origins(series, everywhere(series))
+    order = series.times[origins.row].argsort()
+    assert (found[order].diff() >= 0).all()
+    assert torch.equal(groups(replace(series, times=series.times + 1.0)), found)
+
+
+def test_few_short_series_are_groups_and_a_single_one_is_cut_into_five() -> None:
+    assert len(groups(several([0.0] * 7, 20, 1.9)).unique()) == 7
+    assert len(groups(several([0.0], 200, 1.9)).unique()) == 5
+
+
 def test_many_targets_are_spread_over_the_horizon() -> None:
     series = line([i / 100 for i in range(101)])
     origins = eligible_origins(series, everywhere(series))

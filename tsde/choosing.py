@@ -29,7 +29,7 @@ def choose_family(
     """The experiment with the chosen family's defaults and the budget that is left, and each trial's CRPS.
 
     A trial is an ordinary training with its own complete schedule, a tenth of the steps and of the time budget by
-    default; its score is the mean of its members' lowest CRPS on the validation windows, in scaled units. Only
+    default; its score is the mean CRPS of its members on their validation windows, in scaled units. Only
     validation series decide. An experiment that names its family is returned as it is.
 
     Args:
@@ -76,9 +76,11 @@ def _trial(
         )
     except DivergedError:
         return math.inf, True
-    if history:
-        best = {int(record["member"]): record["best"] for record in history}  # of each member's last validation
-        return sum(best.values()) / len(best), True
+    if not history:
+        members = members[:1]  # in closed form all are alike
+    scores = []
     with single_thread():
-        validation = fixed_windows(eligible_origins(series, folds[0].validation), experiment.windows)
-        return validation_crps(members[0], validation), False
+        for number, member in enumerate(members):
+            origins = eligible_origins(series, folds[number % len(folds)].validation)
+            scores.append(validation_crps(member, fixed_windows(origins, experiment.windows)))
+    return sum(scores) / len(scores), bool(history)

@@ -88,7 +88,7 @@ class Predictor:
 
     @property
     def trust(self) -> float:
-        """How much of the forecast was learnt by gradient steps; the rest is ridge regression."""
+        """The members' mean trust in what they learnt, the rest being ridge regression; one if no part is cautious."""
         parts = [part.trust for member in self.members for part in member.modules() if isinstance(part, Cautious)]
         return float(torch.stack(parts).mean()) if parts else 1.0
 

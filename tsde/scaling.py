@@ -74,7 +74,7 @@ class Scaler(BaseModel):
         return affine(forecast, location, scale)
 
 
-def table_cycles(table: Table, rows: NDArray[np.bool_] | slice = slice(None)) -> tuple[Cycle, ...]:
+def table_cycles(table: Table, rows: NDArray[np.bool_]) -> tuple[Cycle, ...]:
     """The calendar's cycles that `rows (R,)` of a table show; plain numbers have no calendar."""
     return cycles_seen(table.times[rows], table.row_series[rows]) if table.clock.kind == "datetime" else ()
 

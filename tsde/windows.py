@@ -15,7 +15,7 @@ from tsde.calendar import PHASES, phases
 from tsde.series import SeriesBatch, SeriesSet
 
 _MANY = 20  # series, from which on each is a group of its own
-_STRETCHES = 10  # of time, where series are few
+_FEWEST, _MOST, _LONG = 5, 10, 2.0  # stretches of time where series are few, and horizons in one
 _TOLERANCE = 1e-6  # of a horizon: a target exactly one horizon ahead is inside it whatever the rounding
 
 
@@ -212,8 +212,8 @@ class Origins:
     """Rows that can serve as forecast origins in a region, and the target rows of each.
 
     `row (E,)` ascending; its targets are rows `first` to `last` inclusive, within one horizon and the region.
-    `group (E,)` is the key of the series where they are many; where they are few, the number of a stretch of time.
-    What is learnt in some groups is tried on others.
+    `group (E,)` numbers the series where they are many, and stretches of time where they are few. What is learnt in
+    some groups is tried on others; targets just after a stretch belong to an origin of the next one too.
     """
 
     series: SeriesSet
@@ -248,12 +248,19 @@ def eligible_origins(series: SeriesSet, region: Region, horizon: float = 1.0) ->
 
 
 def _groups(series: SeriesSet, row: Tensor, horizon: float) -> Tensor:
-    """The group of each origin, `(E,)`; a stretch of time is a tenth of all, two horizons at least."""
-    owner, time = series.series_of_row[row], series.times[row]
-    if len(row) == 0 or len(owner.unique()) >= _MANY:
-        return series.key[owner]
-    stretch = max(float(time.max() - time.min()) / _STRETCHES, 2 * horizon)
-    return (time / stretch).floor().long()
+    """The group of each origin, `(E,)`: its series in the order of the keys, or its stretch of time.
+
+    Where series are few, time is cut into as many stretches with like numbers of origins as are two horizons long on
+    average, ten at most. Where not even five are, series are the groups, and stretches are shorter for a single one.
+    """
+    keys, owner = series.key[series.series_of_row[row]].unique(return_inverse=True)
+    if len(keys) >= _MANY or len(row) == 0:
+        return owner
+    ordered = series.times[row].sort().values
+    stretches = min(_MOST, int(float(ordered[-1] - ordered[0]) / (_LONG * horizon)))
+    if stretches < _FEWEST and len(keys) > 1:
+        return owner
+    return torch.searchsorted(ordered, series.times[row]) * max(stretches, _FEWEST) // len(row)
 
 
 def draw_windows(origins: Origins, config: WindowConfig, batch: int, generator: torch.Generator) -> Window:

@@ -38,7 +38,7 @@ class BoostingConfig(BaseModel):
     leaves: int = Field(31, ge=2, le=1024, description="leaves of a tree")
     learning_rate: float = Field(0.1, gt=0, le=1)
     smallest_leaf: int = Field(50, ge=1, description="observed targets that a leaf needs")
-    patience: int = Field(20, ge=1, description="trees without improvement on held-out series before stopping")
+    patience: int = Field(20, ge=1, description="trees without improvement on held-out origins before stopping")
     cells: int = Field(200_000, ge=100, description="observed targets to learn from, at most; more are drawn from")
 
     @model_validator(mode="after")

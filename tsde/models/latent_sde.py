@@ -161,10 +161,10 @@ class LatentSDE(Forecaster):
     def joint(self, query: Query, count: int) -> Tensor:
         """Draws of all channels at the queries, `(count, B, K, H, C)`, coupled over channels and times by their paths.
 
-        Given its path, every value is drawn by itself from the readout's law.
+        Given its path, every value is drawn by itself from the readout's law, whatever the trust in it.
         """
         encoded = at_origins(self.encoder(query.context), query)
-        law = summarise(self.readout(query, self._solve(query, encoded, count)[0]))
+        law = summarise(self.readout.learnt(query, self._solve(query, encoded, count)[0]))
         _, _, horizon, channels = law.mean.shape[1:]
         level = uniform(query.context.key, (count, horizon, channels), stream=-1).transpose(0, 1)[:, :, None, ..., None]
         return law.at(level.float().clamp(1e-6, 1 - 1e-6).expand(*law.mean.shape, 1))[..., 0]

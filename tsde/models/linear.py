@@ -62,12 +62,12 @@ class LinearRoute(nn.Module):
             for number in range(_FOLDS):
                 part = joint[fold == number].flatten(0, 1).transpose(0, 1).double()  # (C, N, P + 1)
                 moments[number] += part.transpose(1, 2) @ part
-        every, rest = moments.sum(0), moments.sum(0) - moments
-        without = torch.stack([_solve(rest, penalty) for penalty in _PENALTIES])  # (penalties, folds, C, P)
-        best = torch.stack([_excess(weight, moments).sum(0) for weight in without]).argmin(0)  # (C,)
-        channel = torch.arange(channels)
-        self.others[:] = without.transpose(1, 2)[best, channel].transpose(0, 1).float()
-        self.weight[:] = torch.stack([_solve(every, penalty) for penalty in _PENALTIES])[best, channel].float()
+        every, channel = moments.sum(0), torch.arange(channels)
+        without = [_ridges(every - part) for part in moments]  # of each fold, (penalties, C, P)
+        excess = [_excess(weights, part) for weights, part in zip(without, moments, strict=True)]  # (penalties, C)
+        best = torch.stack(excess).sum(0).argmin(0)
+        self.others[:] = torch.stack([weights[best, channel] for weights in without]).float()
+        self.weight[:] = _ridges(every)[best, channel].float()
         sums = torch.zeros(5, channels, dtype=torch.float64)
         for summary, window in zip(summaries, windows, strict=True):
             square = (window.values - _line(summary, window.query, self.others[_fold(window.query)])).square()
@@ -112,14 +112,14 @@ def _features(summary: Tensor, query: Query) -> Tensor:
     return torch.cat([steady[:, :, None].expand(*varying.shape[:-1], -1), varying], -1)
 
 
-def _solve(moments: Tensor, penalty: float) -> Tensor:
-    """Ridge weights `(..., P)` from joint second moments `(..., P + 1, P + 1)`; the penalty counts observations."""
-    gram, cross = moments[..., :-1, :-1], moments[..., :-1, -1]
+def _ridges(moments: Tensor) -> Tensor:
+    """Weights `(penalties, C, P)` from joint second moments `(C, P + 1, P + 1)`; a penalty counts observations."""
+    gram, cross = moments[:, :-1, :-1], moments[:, :-1, -1]
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
-    return torch.linalg.solve(gram + (penalty + 1e-6) * eye, cross)
+    return torch.stack([torch.linalg.solve(gram + (penalty + 1e-6) * eye, cross) for penalty in _PENALTIES])
 
 
 def _excess(weight: Tensor, moments: Tensor) -> Tensor:
-    """Sum of squared errors of `weight (..., P)` less that of zero weights, `(...)`, from joint second moments."""
-    gram, cross = moments[..., :-1, :-1], moments[..., :-1, -1]
+    """Squared errors of `weight (..., C, P)` less those of zero weights, `(..., C)`, from joint second moments."""
+    gram, cross = moments[:, :-1, :-1], moments[:, :-1, -1]
     return (weight * (gram @ weight[..., None])[..., 0] - 2 * weight * cross).sum(-1)

@@ -11,7 +11,7 @@ from torch.distributions import Distribution, Normal
 from torch.nn.functional import linear, silu
 
 from tsde import heads
-from tsde.distribution import Empirical, blend, pool_pieces
+from tsde.distribution import blend, pool_pieces
 from tsde.models.linear import LinearRoute
 from tsde.models.parts import mlp
 from tsde.models.recent import RecentValues
@@ -65,13 +65,24 @@ class Readout(nn.Module):
         With `cells (B, K, H, C)` only those M cells are computed, batch shape `(..., M)`: most are unobserved in
         training, and this layer costs more than all others.
         """
-        return self._answer(states, cells, *self._known(query, cells))
+        known = self._known(query, cells)
+        return self._cautious(self._answer(states, cells, *known), *known)
 
-    def mixture(self, query: Query, states: Tensor) -> Empirical:
+    def mixture(self, query: Query, states: Tensor) -> Distribution:
         """An equal mixture of the answers to S states `(S, B, K, H, D)`; a few at a time, to keep memory small."""
         known = self._known(query, None)
         some = max(1, _NUMBERS // known[0].numel())
-        return pool_pieces((self._answer(part, None, *known) for part in states.split(some)), len(states))
+        pooled = pool_pieces((self._answer(part, None, *known) for part in states.split(some)), len(states))
+        return self._cautious(pooled, *known)
+
+    def learnt(self, query: Query, states: Tensor) -> Distribution:
+        """The answer, whatever the trust in it."""
+        return self._answer(states, None, *self._known(query, None))
+
+    def _cautious(self, law: Distribution, shift: Tensor, routes: Tensor, unit: Tensor) -> Distribution:
+        if self.training or self.trust == 1:
+            return law
+        return blend(law, Normal(routes[..., -1], unit, validate_args=False), float(self.trust))
 
     def _known(self, query: Query, cells: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """What no state changes, in all cells or M of them: shifts of the hidden units, routes, and s."""
@@ -100,10 +111,7 @@ class Readout(nn.Module):
         gate, delta, shape = raw.split([routes.shape[-1], 1, raw.shape[-1] - routes.shape[-1] - 1], -1)
         weight = (gate - gate.amax(-1, keepdim=True).detach()).exp()  # torch's softmax is slow over a few numbers
         base = (weight * routes).sum(-1) / weight.sum(-1)
-        law = heads.distribution(self.head, base + unit * delta[..., 0], shape, unit)
-        if self.training or self.trust == 1:
-            return law
-        return blend(law, Normal(routes[..., -1], unit, validate_args=False), float(self.trust))
+        return heads.distribution(self.head, base + unit * delta[..., 0], shape, unit)
 
     def _mixed(self, states: Tensor) -> Tensor:
         """W_y,c y for all channels, `(..., D)` -> `(..., C, W)`: by its factors, or by their product if smaller."""
