@@ -76,8 +76,6 @@ def _trial(
         )
     except DivergedError:
         return math.inf, True
-    if not history:
-        members = members[:1]  # in closed form all are alike
     scores = []
     with single_thread():
         for number, member in enumerate(members):

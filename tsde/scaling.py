@@ -43,13 +43,14 @@ class Scaler(BaseModel):
 
         With `calendar`, also the cycles that the rows show.
         """
+        dated = table.clock.kind == "datetime"  # plain numbers have no calendar
         moments = [_moments(column[~np.isnan(column)]) for column in table.values[rows].T]
         return cls(
             channels=table.channels,
             horizon=horizon,
             location=tuple(location for location, _ in moments),
             scale=tuple(scale for _, scale in moments),
-            cycles=table_cycles(table, rows) if calendar else (),
+            cycles=cycles_seen(table.times[rows], table.row_series[rows]) if dated and calendar else (),
         )
 
     def apply(self, table: Table, seed: int) -> SeriesSet:
@@ -72,11 +73,6 @@ class Scaler(BaseModel):
         location = torch.tensor(self.location, dtype=torch.float64)
         scale = torch.tensor(self.scale, dtype=torch.float64)
         return affine(forecast, location, scale)
-
-
-def table_cycles(table: Table, rows: NDArray[np.bool_]) -> tuple[Cycle, ...]:
-    """The calendar's cycles that `rows (R,)` of a table show; plain numbers have no calendar."""
-    return cycles_seen(table.times[rows], table.row_series[rows]) if table.clock.kind == "datetime" else ()
 
 
 def _moments(values: NDArray[np.float64]) -> tuple[float, float]:

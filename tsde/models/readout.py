@@ -66,20 +66,20 @@ class Readout(nn.Module):
         training, and this layer costs more than all others.
         """
         known = self._known(query, cells)
-        return self._cautious(self._answer(states, cells, *known), *known)
+        return self._cautious(self._answer(states, cells, *known), *known[1:])
 
     def mixture(self, query: Query, states: Tensor) -> Distribution:
         """An equal mixture of the answers to S states `(S, B, K, H, D)`; a few at a time, to keep memory small."""
         known = self._known(query, None)
         some = max(1, _NUMBERS // known[0].numel())
         pooled = pool_pieces((self._answer(part, None, *known) for part in states.split(some)), len(states))
-        return self._cautious(pooled, *known)
+        return self._cautious(pooled, *known[1:])
 
     def learnt(self, query: Query, states: Tensor) -> Distribution:
         """The answer, whatever the trust in it."""
         return self._answer(states, None, *self._known(query, None))
 
-    def _cautious(self, law: Distribution, shift: Tensor, routes: Tensor, unit: Tensor) -> Distribution:
+    def _cautious(self, law: Distribution, routes: Tensor, unit: Tensor) -> Distribution:
         if self.training or self.trust == 1:
             return law
         return blend(law, Normal(routes[..., -1], unit, validate_args=False), float(self.trust))
