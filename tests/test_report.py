@@ -225,6 +225,16 @@ def test_the_page_says_where_the_model_comes_from(page: str, model: Model) -> No
         assert str(fact) in text, fact
 
 
+def test_the_page_says_how_much_of_a_forecast_is_ridge_regression(model: Model) -> None:
+    page = report.gather(model.folder)
+    trust = page.predictor.trust
+    assert trust < 0.5, "twenty steps taught more than a ridge regression knows"
+    assert f"bears out {100 * trust:.0f} % of what they learnt" in read(report.render(page)).text
+    for member in page.predictor.members:
+        member.load_state_dict(member.state_dict() | {"readout.trust": torch.ones(())})
+    assert "ridge regression" not in read(report.render(replace(page, board=None))).text
+
+
 def test_the_card_counts_what_the_table_holds(model: Model) -> None:
     card, frame = Card.of(Predictor.load(model.folder)), pd.read_csv(model.table)
     assert card is not None
