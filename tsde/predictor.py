@@ -22,6 +22,7 @@ from tsde.clock import Clock
 from tsde.config import Experiment, parse_experiment
 from tsde.distribution import GRID, Quantiles, average, summarise
 from tsde.errors import ArtifactError, TsdeError, UsageError
+from tsde.lattice import towards_values
 from tsde.model import Cautious, Forecaster
 from tsde.noise import series_keys, uniform
 from tsde.requests import request_batches
@@ -80,6 +81,7 @@ class Predictor:
         """
         self.experiment, self.clock, self.scaler, self.calibrator = experiment, clock, scaler, calibrator
         self.members = [member.eval() for member in members]
+        self._values = scaler.scaled_values()
         self.marginal, self.baselines, self.card = marginal, baselines or {}, card or {}
 
     @property
@@ -94,12 +96,16 @@ class Predictor:
 
     @torch.no_grad()
     def law(self, query: Query, calibrated: bool = True) -> Quantiles:
-        """The members' average for a scaled query, corrected or raw; batch shape `(B, K, H, C)`."""
+        """The members' average for a scaled query, raw or as it is served; batch shape `(B, K, H, C)`.
+
+        What is served is corrected by calibration, and drawn to the values of channels that take few.
+        """
         forecast = average([summarise(member(query)) for member in self.members])
         if not calibrated:
             return forecast
         channel = torch.arange(len(self.channels)).expand(forecast.mean.shape)
-        return self.calibrator(forecast, query.lead[..., None].expand(forecast.mean.shape), channel)
+        corrected = self.calibrator(forecast, query.lead[..., None].expand(forecast.mean.shape), channel)
+        return towards_values(corrected, self._values)
 
     def residuals(self, windows: Sequence[Window], calibrated: bool = True) -> Residuals:
         """Forecasts beside the known answers of windows, observed entries only, scaled."""

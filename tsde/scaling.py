@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from tsde.calendar import Cycle, cycles_seen, periods
 from tsde.distribution import Quantiles, affine
+from tsde.lattice import few_values
 from tsde.noise import series_keys
 from tsde.series import SeriesSet
 from tsde.table import Table
@@ -22,6 +24,7 @@ class Scaler(BaseModel):
     Attributes:
         horizon: the time unit of all models, in seconds for datetimes or in the table's own numbers.
         cycles: of the calendar, on which forecasts may depend.
+        values: that each channel takes, in its own unit; empty where they are many, or for all channels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +34,7 @@ class Scaler(BaseModel):
     location: tuple[float, ...]
     scale: tuple[float, ...]
     cycles: tuple[Cycle, ...] = ()
+    values: tuple[tuple[float, ...], ...] = ()
 
     @classmethod
     def unit(cls, channels: tuple[str, ...], horizon: float) -> Scaler:
@@ -41,38 +45,50 @@ class Scaler(BaseModel):
     def fit(cls, table: Table, horizon: float, rows: NDArray[np.bool_], calendar: bool = False) -> Scaler:
         """Mean and deviation of the winsorised values in `rows (R,)`; constant or empty channels keep scale 1.
 
-        With `calendar`, also the cycles that the rows show.
+        Also the values of channels that take few, and with `calendar` the cycles that the rows show.
         """
         dated = table.clock.kind == "datetime"  # plain numbers have no calendar
-        moments = [_moments(column[~np.isnan(column)]) for column in table.values[rows].T]
+        columns = [column[~np.isnan(column)] for column in table.values[rows].T]
+        moments = [_moments(column) for column in columns]
         return cls(
             channels=table.channels,
             horizon=horizon,
             location=tuple(location for location, _ in moments),
             scale=tuple(scale for _, scale in moments),
             cycles=cycles_seen(table.times[rows], table.row_series[rows]) if dated and calendar else (),
+            values=tuple(few_values(column) for column in columns),
         )
 
     def apply(self, table: Table, seed: int) -> SeriesSet:
         """A table as scaled series; `seed` and the series' name give its key for random numbers."""
         mask = ~np.isnan(table.values)
-        scaled = (np.where(mask, table.values, self.location) - np.array(self.location)) / np.array(self.scale)
+        scaled = _scaled(np.where(mask, table.values, self.location), np.array(self.location), np.array(self.scale))
         return SeriesSet(
             torch.from_numpy(np.ascontiguousarray(table.offsets)),
             torch.from_numpy(table.times / self.horizon),
-            torch.from_numpy(
-                np.ascontiguousarray(np.clip(scaled, -1e6, 1e6), np.float32)
-            ),  # an absurd value stays finite in float32
+            torch.from_numpy(scaled),
             torch.from_numpy(np.ascontiguousarray(mask)),
             series_keys(table.ids, seed),
             periods(self.cycles, self.horizon),
         )
+
+    def scaled_values(self) -> tuple[Tensor, ...]:
+        """The values that each channel takes, `(A,)` scaled as `apply` does; empty where they are many."""
+        channels = zip(self.values, self.location, self.scale, strict=False)
+        return tuple(torch.from_numpy(_scaled(np.array(values), *unit)) for values, *unit in channels)
 
     def undo(self, forecast: Quantiles) -> Quantiles:
         """A scaled forecast, batch shape `(..., C)`, in the channels' own units, float64."""
         location = torch.tensor(self.location, dtype=torch.float64)
         scale = torch.tensor(self.scale, dtype=torch.float64)
         return affine(forecast, location, scale)
+
+
+def _scaled(
+    values: NDArray[np.float64], location: NDArray[np.float64] | float, scale: NDArray[np.float64] | float
+) -> NDArray[np.float32]:
+    """`(values - location) / scale`, where an absurd value stays finite in float32."""
+    return np.ascontiguousarray(np.clip((values - location) / scale, -1e6, 1e6), np.float32)
 
 
 def _moments(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -56,6 +56,12 @@ def require_sound(clock: Clock, scaler: Scaler, calibrator: Calibrator, marginal
     for name, (found, expected) in shapes.items():
         if tuple(found) != expected:
             raise ValueError(f"expected {name} of shape {expected}, found {tuple(found)}")
+    if scaler.values and len(scaler.values) != channels:
+        raise ValueError(f"expected the values of {channels} channels, found those of {len(scaler.values)}")
+    if not all(
+        np.isfinite(values).all() and (np.diff(values) > 0).all() and len(values) != 1 for values in scaler.values
+    ):
+        raise ValueError("expected a channel's values to be none or several, finite and increasing")
     if not all(0 < x < math.inf for x in (*scaler.scale, scaler.horizon)) or not np.isfinite(scaler.location).all():
         raise ValueError("expected finite locations, and finite scales and a horizon above zero")
     if not all(torch.isfinite(x).all() for x in (calibrator.edges, calibrator.shift, marginal.mean, marginal.values)):

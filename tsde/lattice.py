@@ -1,0 +1,53 @@
+"""Channels that take few values, such as counts, scores and stages: their quantiles belong to those values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tsde.distribution import Quantiles
+
+_MOST = 64  # values that a channel may take
+_SUPPORT = 10  # observations per value, on average, below which more values are to be expected
+_KEPT = 0.05  # of a quantile's distance from the nearest value
+
+
+def few_values(column: NDArray[np.float64]) -> tuple[float, ...]:
+    """The values that a channel's observations `(N,)` take, increasing; none if it takes one or many."""
+    found = np.unique(column)
+    return tuple(found.tolist()) if 1 < len(found) <= min(_MOST, len(column) / _SUPPORT) else ()
+
+
+def towards_values(forecast: Quantiles, values: Sequence[Tensor]) -> Quantiles:
+    """Quantiles `(..., C, Q)` drawn to the nearest of the values that each channel takes; the mean stays.
+
+        T(x) = a + .05 (x - a),    a the value nearest to x
+
+    A learnt quantile function is smooth and misses the value that it belongs to by a little at every level, which the
+    CRPS counts. T grows strictly and leaves every value where it is, so an observation is inside a drawn interval
+    just when it is inside the original one: what calibration promises stays. Beyond the outermost values, T is as for
+    half the gap next to them, and from there on moves everything alike.
+
+    Args:
+        values: `(A,)` of each channel, increasing and scaled as the forecast; empty for one that is left as it is.
+    """
+    few = {channel: known for channel, known in enumerate(values) if len(known)}
+    if not few:
+        return forecast
+    drawn = forecast.values.clone()
+    for channel, known in few.items():
+        drawn[..., channel, :] = _drawn(forecast.values[..., channel, :].contiguous(), known)
+    return Quantiles(forecast.mean, drawn, forecast.levels)
+
+
+def _drawn(x: Tensor, known: Tensor) -> Tensor:
+    between = (known[1:] + known[:-1]) / 2
+    edges = torch.cat([2 * known[:1] - between[:1], between, 2 * known[-1:] - between[-1:]])
+    place = torch.bucketize(x, between)
+    near = x.maximum(edges[place]).minimum(edges[place + 1])
+    # each step is monotone in floating point too, so quantiles never cross
+    return known[place] + _KEPT * (near - known[place]) + (x - near)
