@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tsde.config import load_experiment
 from tsde.distribution import GRID, Quantiles
+from tsde.evaluation import evaluate, evaluate_both
 from tsde.fitting import fit_predictor
 from tsde.lattice import few_values, towards_values
 from tsde.metrics import crps_quantiles
@@ -21,8 +22,13 @@ NUMBERS = st.integers(-2000, 2000).map(lambda number: number / 64)  # none so ne
 
 
 def law(values: torch.Tensor) -> Quantiles:
-    """Quantiles `(..., C, Q)` around the mean of each."""
+    """Quantiles `(..., Q)` around the mean of each."""
     return Quantiles(values.mean(-1), values, LEVELS)
+
+
+def drawn_of(forecast: Quantiles, values: list[torch.Tensor]) -> Quantiles:
+    """Of a forecast `(..., C)`."""
+    return towards_values(forecast, torch.arange(forecast.mean.shape[-1]).expand(forecast.mean.shape), values)
 
 
 @given(
@@ -32,30 +38,30 @@ def law(values: torch.Tensor) -> Quantiles:
 )
 def test_no_value_changes_sides_and_quantiles_never_cross(known: list[int], values: list[float], scale: float) -> None:
     atoms, before = torch.tensor(known) * scale, torch.tensor([values]) * scale
-    after = towards_values(law(before), [atoms]).values
+    after = drawn_of(law(before), [atoms]).values
     assert (after.diff() >= 0).all()
     torch.testing.assert_close(atoms[:, None] <= after, atoms[:, None] <= before)
     torch.testing.assert_close(atoms[:, None] >= after, atoms[:, None] >= before)
 
 
 def test_quantiles_keep_a_twentieth_of_their_distance() -> None:
-    found = towards_values(law(torch.tensor([[-1.0, -0.4, 0.2, 1.4, 2.9, 3.4, 6.0]])), [torch.tensor([0.0, 1.0, 3.0])])
+    found = drawn_of(law(torch.tensor([[-1.0, -0.4, 0.2, 1.4, 2.9, 3.4, 6.0]])), [torch.tensor([0.0, 1.0, 3.0])])
     expected = [[-0.525, -0.02, 0.01, 1.02, 2.995, 3.02, 5.05]]  # beyond half the outermost gap all move alike
     torch.testing.assert_close(found.values, torch.tensor(expected))
 
 
 def test_other_channels_and_the_mean_stay() -> None:
     before = law(torch.randn(5, 2, len(GRID), generator=torch.Generator().manual_seed(0)).sort(-1).values)
-    after = towards_values(before, [torch.empty(0), torch.tensor([-1.0, 0.0, 1.0])])
+    after = drawn_of(before, [torch.empty(0), torch.tensor([-1.0, 0.0, 1.0])])
     assert torch.equal(after.values[:, 0], before.values[:, 0]) and not torch.equal(after.values, before.values)
     assert torch.equal(after.mean, before.mean)
-    assert towards_values(before, []) is before
+    assert drawn_of(before, []) is before
 
 
 def test_a_smooth_law_of_counts_scores_better_at_the_counts() -> None:
     counts = torch.poisson(torch.full((4000,), 2.0), torch.Generator().manual_seed(0))
     smooth = law((2 + 2**0.5 * torch.special.ndtri(LEVELS)).expand(4000, 1, -1))
-    drawn = towards_values(smooth, [torch.arange(10.0)])
+    drawn = drawn_of(smooth, [torch.arange(10.0)])
     before, after = (crps_quantiles(found.values[:, 0], LEVELS, counts).mean() for found in (smooth, drawn))
     assert after < 0.99 * before
 
@@ -85,6 +91,11 @@ def test_a_served_forecast_is_drawn_and_covers_what_calibration_made_it_cover() 
     predictor, channel = fitted.predictor, table.channels.index("y")
     assert predictor.scaler.values[channel] == tuple(1e9 + 1e6 * np.arange(-2.0, 3.0))
     drawn = predictor.residuals(fitted.test)
+    scored = evaluate_both(predictor, fitted.test).after
+    assert (
+        scored == evaluate(predictor, fitted.test)
+        and scored.overall.crps < evaluate(predictor, fitted.test, False).overall.crps
+    )
     predictor._values = predictor.scaler.model_copy(update={"values": ()}).scaled_values()
     smooth = predictor.residuals(fitted.test)
     few = drawn.channel == channel

@@ -164,7 +164,7 @@ def evaluate_both(predictor: Predictor, windows: Sequence[Window]) -> Evaluated:
     """The same before and after calibration, for the price of one forecast."""
     _require_targets(windows)
     raw = predictor.residuals(windows, calibrated=False)
-    corrected = replace(raw, forecast=predictor.calibrator(raw.forecast, raw.lead, raw.channel))
+    corrected = replace(raw, forecast=predictor.served(raw.forecast, raw.lead, raw.channel))
     return Evaluated(_evaluate(predictor, raw), _evaluate(predictor, corrected), Losses.of(corrected))
 
 

@@ -22,8 +22,8 @@ def few_values(column: NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(found.tolist()) if 1 < len(found) <= min(_MOST, len(column) / _SUPPORT) else ()
 
 
-def towards_values(forecast: Quantiles, values: Sequence[Tensor]) -> Quantiles:
-    """Quantiles `(..., C, Q)` drawn to the nearest of the values that each channel takes; the mean stays.
+def towards_values(forecast: Quantiles, channel: Tensor, values: Sequence[Tensor]) -> Quantiles:
+    """Quantiles drawn to the nearest of the values that each channel takes; the mean stays.
 
         T(x) = a + .05 (x - a),    a the value nearest to x
 
@@ -33,14 +33,16 @@ def towards_values(forecast: Quantiles, values: Sequence[Tensor]) -> Quantiles:
     half the gap next to them, and from there on moves everything alike.
 
     Args:
+        channel: int64 in the forecast's batch shape.
         values: `(A,)` of each channel, increasing and scaled as the forecast; empty for one that is left as it is.
     """
-    few = {channel: known for channel, known in enumerate(values) if len(known)}
+    few = {number: known for number, known in enumerate(values) if len(known)}
     if not few:
         return forecast
     drawn = forecast.values.clone()
-    for channel, known in few.items():
-        drawn[..., channel, :] = _drawn(forecast.values[..., channel, :].contiguous(), known)
+    for number, known in few.items():
+        entries = channel == number
+        drawn[entries] = _drawn(forecast.values[entries], known)
     return Quantiles(forecast.mean, drawn, forecast.levels)
 
 

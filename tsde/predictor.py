@@ -96,16 +96,16 @@ class Predictor:
 
     @torch.no_grad()
     def law(self, query: Query, calibrated: bool = True) -> Quantiles:
-        """The members' average for a scaled query, raw or as it is served; batch shape `(B, K, H, C)`.
-
-        What is served is corrected by calibration, and drawn to the values of channels that take few.
-        """
+        """The members' average for a scaled query, raw or as it is served; batch shape `(B, K, H, C)`."""
         forecast = average([summarise(member(query)) for member in self.members])
         if not calibrated:
             return forecast
         channel = torch.arange(len(self.channels)).expand(forecast.mean.shape)
-        corrected = self.calibrator(forecast, query.lead[..., None].expand(forecast.mean.shape), channel)
-        return towards_values(corrected, self._values)
+        return self.served(forecast, query.lead[..., None].expand(forecast.mean.shape), channel)
+
+    def served(self, raw: Quantiles, lead: Tensor, channel: Tensor) -> Quantiles:
+        """What takes a raw forecast's place: corrected by calibration, and at the values of channels that take few."""
+        return towards_values(self.calibrator(raw, lead, channel), channel, self._values)
 
     def residuals(self, windows: Sequence[Window], calibrated: bool = True) -> Residuals:
         """Forecasts beside the known answers of windows, observed entries only, scaled."""
