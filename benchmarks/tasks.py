@@ -29,6 +29,7 @@ from torch import Tensor
 from tsde.clock import Clock
 from tsde.errors import MissingInputError
 from tsde.fitting import Parts
+from tsde.lattice import few_values
 from tsde.model import Forecaster
 from tsde.predictor import Predictor
 from tsde.scaling import Scaler
@@ -143,7 +144,11 @@ def assemble(
     """Scale, split and cut: `cut` in the table's time; `scale` fits a scaler on the rows of training and validation
     series, where the table is not standardised already."""
     learnt = np.isin(table.row_series, np.concatenate([parted.train, parted.validation]))
-    scaler = Scaler.unit(table.channels, horizon) if scale is None else scale(table, horizon, learnt)
+    if scale is None:
+        values = few_values(table.values[learnt])
+        scaler = Scaler.unit(table.channels, horizon).model_copy(update={"values": values})
+    else:
+        scaler = scale(table, horizon, learnt)
     series = scaler.apply(table, seed)
     train, validation, calibration, test = (
         whole_series(len(series), part) for part in (parted.train, parted.validation, parted.calibration, parted.test)

@@ -78,7 +78,8 @@ def test_a_smooth_law_of_counts_scores_better_at_the_counts() -> None:
     ],
 )
 def test_few_values_are_at_most_64_with_ten_observations_each(column: list[float], values: tuple[float, ...]) -> None:
-    assert few_values(np.array(column, dtype=float)) == values
+    rows = np.stack([np.array([*column, np.nan], dtype=float), np.arange(len(column) + 1.0)], 1)
+    assert few_values(rows) == (values, ())
 
 
 def test_a_served_forecast_is_drawn_and_covers_what_calibration_made_it_cover() -> None:

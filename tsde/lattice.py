@@ -16,8 +16,12 @@ _SUPPORT = 10  # observations per value, on average, below which more values are
 _KEPT = 0.05  # of a quantile's distance from the nearest value
 
 
-def few_values(column: NDArray[np.float64]) -> tuple[float, ...]:
-    """The values that a channel's observations `(N,)` take, increasing; none if it takes one or many."""
+def few_values(rows: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+    """The values that each channel of rows `(R, C)` takes, increasing; none where it takes one or many."""
+    return tuple(_few(column[~np.isnan(column)]) for column in rows.T)
+
+
+def _few(column: NDArray[np.float64]) -> tuple[float, ...]:
     found = np.unique(column)
     return tuple(found.tolist()) if 1 < len(found) <= min(_MOST, len(column) / _SUPPORT) else ()
 
