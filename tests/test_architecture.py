@@ -29,6 +29,7 @@ LAYERS: dict[str, int] = {
     "findings": 1,
     "document": 1,
     "distribution": 2,  # a currency like series, so low: scaling and calibration act on it
+    "lattice": 3,
     "packed": 2,
     "sheet": 2,
     "csvtext": 2,
