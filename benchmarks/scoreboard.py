@@ -99,7 +99,8 @@ baselines, `analog` and `oracle` references of single boards. Marks of quoted nu
 repository or paper, [M] from memory and unverified, [H] measured by us earlier with other code under the same protocol.
 Bold, and ranked, are only lines that have all folds (and sets); "of ridge" compares run by run.
 Training seconds are summed over members, which train side by side on one thread each; milliseconds per forecast series
-are those of one thread on a machine that did other work too.
+are those of one thread. Both are of a machine that did other work too, for some rows so much that they took several
+times as long as alone.
 """
 _DETAILS = {
     "mse": "MSE",
