@@ -14,6 +14,7 @@ from tsde.evaluation import evaluate, evaluate_both
 from tsde.fitting import fit_predictor
 from tsde.lattice import few_values, towards_values
 from tsde.metrics import crps_quantiles
+from tsde.predictor import Predictor
 from tsde.synthetic import spirals
 from tsde.table import read_table
 
@@ -97,8 +98,9 @@ def test_a_served_forecast_is_drawn_and_covers_what_calibration_made_it_cover() 
         scored == evaluate(predictor, fitted.test)
         and scored.overall.crps < evaluate(predictor, fitted.test, False).overall.crps
     )
-    predictor._values = predictor.scaler.model_copy(update={"values": ()}).scaled_values()
-    smooth = predictor.residuals(fitted.test)
+    plain = predictor.scaler.model_copy(update={"values": ()})
+    parts = predictor.members, predictor.calibrator, predictor.marginal
+    smooth = Predictor(predictor.experiment, predictor.clock, plain, *parts).residuals(fitted.test)
     few = drawn.channel == channel
     assert torch.equal(drawn.forecast.values[~few], smooth.forecast.values[~few])
     value = drawn.value[few, None]

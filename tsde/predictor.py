@@ -104,7 +104,7 @@ class Predictor:
         return self.served(forecast, query.lead[..., None].expand(forecast.mean.shape), channel)
 
     def served(self, raw: Quantiles, lead: Tensor, channel: Tensor) -> Quantiles:
-        """What takes a raw forecast's place: corrected by calibration, and at the values of channels that take few."""
+        """What takes a raw forecast's place: corrected by calibration, drawn to values where they are few."""
         return towards_values(self.calibrator(raw, lead, channel), channel, self._values)
 
     def residuals(self, windows: Sequence[Window], calibrated: bool = True) -> Residuals:

@@ -48,14 +48,15 @@ class Scaler(BaseModel):
         Also the values of channels that take few, and with `calendar` the cycles that the rows show.
         """
         dated = table.clock.kind == "datetime"  # plain numbers have no calendar
-        moments = [_moments(column[~np.isnan(column)]) for column in table.values[rows].T]
+        values = table.values[rows]
+        moments = [_moments(column[~np.isnan(column)]) for column in values.T]
         return cls(
             channels=table.channels,
             horizon=horizon,
             location=tuple(location for location, _ in moments),
             scale=tuple(scale for _, scale in moments),
             cycles=cycles_seen(table.times[rows], table.row_series[rows]) if dated and calendar else (),
-            values=few_values(table.values[rows]),
+            values=few_values(values),
         )
 
     def apply(self, table: Table, seed: int) -> SeriesSet:
