@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import scoringrules
@@ -14,17 +14,21 @@ from scipy.spatial import cKDTree
 from tasks import Task
 from torch import Tensor
 
-from tsde.metrics import crps_samples
+from tsde.distribution import Quantiles
+from tsde.metrics import crps_samples, pit
 from tsde.model import Forecaster
 from tsde.noise import uniform
 from tsde.predictor import Predictor
 from tsde.series import SeriesBatch
-from tsde.windows import Query, Window
+from tsde.windows import Query, Window, eligible_origins, fixed_windows
 
 SAMPLES = 1000  # of the model and of the true law, per series and lead
 PAIRED = 250  # of them that the energy score compares with each other
 TIMED = 100
 BATCH = 8  # series at once
+NEAREST = 200  # held-out forecasts whose errors say how channels go together
+HELD_OUT = 4000  # origins of them in each of validation and calibration
+_INDEPENDENT = 0.02  # part of independence in their copula, which keeps it proper
 _STREAM = -2  # of random numbers; models use the others
 
 Truth = Callable[[Tensor, Tensor, int, int], Tensor]
@@ -40,6 +44,49 @@ class Coupled(Protocol):
         ...
 
 
+class Neighbours(NamedTuple):
+    """How the errors of channels go together, told by those of similar held-out forecasts: a local Gaussian copula.
+
+    Similar are forecasts with nearly the same means and lead time, in the spirit of the similarity-based Schaake
+    shuffle (Schefzik 2016), which takes the ranks of what happened where forecasts were alike. With z = Phi^-1(PIT) of
+    the nearest, the correlation of channels i and j is sum z_i z_j / sqrt(sum z_i^2 sum z_j^2).
+
+    Attributes:
+        places: of means and lead times `(M, C + 1)`, scaled and in horizons. scores: z, `(M, C)`.
+    """
+
+    places: cKDTree
+    scores: Tensor
+
+    @classmethod
+    def of(cls, task: Task, predictor: Predictor) -> Neighbours:
+        """From the complete rows that come after origins in the validation and calibration series."""
+        parts, config = task.parts, predictor.experiment.windows.model_copy(update={"held_out": HELD_OUT})
+        places, scores = [], []
+        for region in (parts.split.validation, parts.split.calibration):
+            for window in fixed_windows(eligible_origins(parts.series, region), config):
+                law, seen = predictor.law(window.query), window.mask.all(-1)
+                places.append(_place(law, window.query)[seen])
+                level = pit(law.values, law.levels, window.values)[seen]
+                scores.append(torch.special.ndtri(level.clamp(law.levels[0] / 2, 1 - law.levels[0] / 2)))
+        return cls(cKDTree(torch.cat(places).numpy()), torch.cat(scores))
+
+    def couple(self, level: Tensor, law: Quantiles, query: Query) -> Tensor:
+        """Independent levels `(S, B, K, H, C)` -> levels with the copula of each forecast's neighbours."""
+        count = min(NEAREST, len(self.scores))
+        nearest = self.places.query(_place(law, query).numpy(), list(range(1, count + 1)))[1]
+        z = self.scores[torch.from_numpy(nearest)]  # (B, K, H, neighbours, C)
+        z = z / z.square().sum(-2, keepdim=True).sqrt().clamp(min=1e-6)
+        correlation = torch.lerp(z.mT @ z, torch.eye(z.shape[-1]), _INDEPENDENT)
+        root = torch.linalg.cholesky(correlation)
+        drawn = (root @ torch.special.ndtri(level)[..., None])[..., 0] / correlation.diagonal(dim1=-2, dim2=-1).sqrt()
+        return torch.special.ndtr(drawn)
+
+
+def _place(law: Quantiles, query: Query) -> Tensor:
+    return torch.cat([law.mean, query.lead[..., None]], -1)
+
+
 def scores(task: Task, predictor: Predictor, truth: Truth, leads: Sequence[float]) -> dict[str, object]:
     """Scores at some leads, means over the test series: `crps_T, energy_T, kl_T, kl_floor_T` for each lead T.
 
@@ -48,10 +95,13 @@ def scores(task: Task, predictor: Predictor, truth: Truth, leads: Sequence[float
     sets of draws of the truth: what the estimator says of a perfect forecast. `ms_per_100` is the time to draw 100
     joint samples of one series at all the leads, in batches, and `coupling` says what couples the channels.
     """
+    coupled = isinstance(predictor.members[0], Coupled)
+    with torch.no_grad():
+        neighbours = None if coupled else Neighbours.of(task, predictor)
     found: dict[str, list[float]] = {}
     for query, values in _at_leads(task.parts.test, leads):
         seed = abs(int(query.context.key[0]))
-        drawn = draws(predictor, query, SAMPLES)
+        drawn = draws(predictor, query, SAMPLES, neighbours)
         law, other = (truth(query.context.values[:, -1], query.lead[0, 0], SAMPLES, seed + i) for i in (1, 2))
         for h, lead in enumerate(leads):
             sample, y = drawn[:, :, h], values[:, h]
@@ -65,20 +115,19 @@ def scores(task: Task, predictor: Predictor, truth: Truth, leads: Sequence[float
             for name, each in by_series.items():
                 found.setdefault(f"{name}_{lead:g}", []).extend(each)
     started = time.perf_counter()
-    timed = [len(draws(predictor, query, TIMED)[0]) for query, _ in _at_leads(task.parts.test, leads)]
+    timed = [len(draws(predictor, query, TIMED, neighbours)[0]) for query, _ in _at_leads(task.parts.test, leads)]
     elapsed = 1000 * (time.perf_counter() - started) / sum(timed)
-    coupled = isinstance(predictor.members[0], Coupled)
     means = {name: float(np.mean(each)) for name, each in found.items()}
-    return means | {"ms_per_100": elapsed, "coupling": "paths" if coupled else "none"}
+    return means | {"ms_per_100": elapsed, "coupling": "paths" if coupled else "neighbours"}
 
 
-def draws(predictor: Predictor, query: Query, count: int) -> Tensor:
+def draws(predictor: Predictor, query: Query, count: int, neighbours: Neighbours | None = None) -> Tensor:
     """Joint samples of a scaled query, `(count, B, H, C)`, for one origin per series.
 
     The marginals are the predictor's law, members averaged and calibrated, as in every other score. Members that draw
     channels together lend their ranks, the members equally many draws each: the empirical copula of their samples
-    (Schefzik, Thorarinsdottir and Gneiting 2013, ensemble copula coupling). Without such members channels are drawn
-    independently, and a joint score judges the marginals times independence.
+    (Schefzik, Thorarinsdottir and Gneiting 2013, ensemble copula coupling). Without such members `neighbours` couple
+    the channels; without those they are drawn independently.
     """
     members = predictor.members
     shares = [count // len(members) + (i < count % len(members)) for i in range(len(members))]
@@ -86,9 +135,12 @@ def draws(predictor: Predictor, query: Query, count: int) -> Tensor:
         levels = [
             _levels(m, query, share, i) for i, (m, share) in enumerate(zip(members, shares, strict=True)) if share
         ]
-    level = torch.cat(levels)[:, :, 0]  # (count, B, H, C)
-    law = predictor.law(query)
-    return law.at(level.movedim(0, -1)[:, None]).movedim(-1, 0)[:, :, 0]
+    level = torch.cat(levels)  # (count, B, 1, H, C)
+    with torch.no_grad():
+        law = predictor.law(query)
+    if neighbours is not None:
+        level = neighbours.couple(level, law, query)
+    return law.at(level.movedim(0, -1)).movedim(-1, 0)[:, :, 0]
 
 
 def _levels(member: Forecaster, query: Query, count: int, number: int) -> Tensor:

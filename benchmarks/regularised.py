@@ -19,7 +19,7 @@ from tsde.config import Experiment
 from tsde.fitting import fit_predictor
 from tsde.metrics import crps_quantiles
 from tsde.model import Forecaster
-from tsde.models.parts import Horizon
+from tsde.models.horizon import Horizon
 from tsde.predictor import Predictor
 from tsde.synthetic import stochastic_lorenz
 from tsde.table import read_table

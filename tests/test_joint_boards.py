@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+from scipy.spatial import cKDTree
 from torch.distributions import Normal
 from typer.testing import CliRunner
 
@@ -27,7 +28,7 @@ import tasks
 from analog import Analog, Settings
 
 from tsde.config import load_experiment
-from tsde.distribution import Empirical, pool, quantiles, summarise
+from tsde.distribution import Empirical, Quantiles, pool, quantiles, summarise
 from tsde.errors import ConfigError, DataError
 from tsde.models import build
 from tsde.models.latent_sde import LatentSDEConfig
@@ -161,6 +162,28 @@ def test_draws_keep_the_marginals_and_take_the_members_coupling(member: torch.nn
     assert found == pytest.approx(correlation, abs=0.1)
 
 
+def test_neighbours_couple_channels_as_their_errors_went_together_where_forecasts_were_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(joint, "NEAREST", 1900)  # of 2,000 on each side: what is drawn below is nearly exact
+    count, leads = 4000, 3
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, count, generator=generator)
+    side = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)  # of the mean, where the sign turns
+    scores = torch.stack([one, side * (0.8 * one + 0.6 * other)], -1)
+    places = torch.stack([3 * side, torch.zeros(count), torch.full((count,), 0.5)], -1)
+    neighbours = joint.Neighbours(cKDTree(places.numpy()), scores)
+    level = torch.rand(5000, 2, 1, leads, 2, generator=generator).clamp(1e-6, 1 - 1e-6)
+    mean = torch.tensor([[-2.9, 0.1], [3.1, 0.0]])[:, None, None].expand(-1, 1, leads, -1)
+    law = Quantiles(mean, mean[..., None] + torch.arange(3.0), torch.tensor([0.1, 0.5, 0.9]))
+    drawn = neighbours.couple(level, law, question(leads=leads))
+    assert torch.equal(drawn[..., 0], torch.special.ndtr(torch.special.ndtri(level[..., 0])))
+    assert drawn[..., 1].quantile(torch.tensor([0.1, 0.5, 0.9])).numpy() == pytest.approx([0.1, 0.5, 0.9], abs=0.01)
+    z = torch.special.ndtri(drawn)
+    found = [float(torch.corrcoef(z[:, b, 0, 0].T)[0, 1]) for b in range(2)]
+    assert found == pytest.approx([-0.8, 0.8], abs=0.05)
+
+
 def test_a_latent_sdes_joint_draws_have_its_marginals_and_one_path_for_all_channels() -> None:
     torch.manual_seed(1)
     model = build(LatentSDEConfig(hidden=8, modes=6, width=8, samples=256), 2).eval()
@@ -189,7 +212,7 @@ def test_the_oracle_scores_near_the_floor_and_a_broad_forecast_does_not(tmp_path
     oracle, mean = (joint.scores(small, predictor, lorenz.transition, [0.5]) for predictor in (oracle, mean))
     assert abs(oracle["kl_floor_0.5"]) < 0.1 and oracle["kl_0.5"] < 0.25
     assert mean["kl_0.5"] > 5 and mean["energy_0.5"] > 20 * oracle["energy_0.5"]
-    assert (oracle["coupling"], mean["coupling"]) == ("paths", "none")
+    assert (oracle["coupling"], mean["coupling"]) == ("paths", "neighbours")
     assert mean["ms_per_100"] > 0
 
 

@@ -11,7 +11,8 @@ from torch.distributions import Distribution
 
 from tsde.heads import HeadName
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import FASTEST, Horizon, Modes, at_origins, mean_loss, over_rows
+from tsde.models.horizon import Horizon
+from tsde.models.parts import FASTEST, Modes, at_origins, mean_loss, over_rows
 from tsde.models.readout import Readout
 from tsde.scans.innovation import innovation_scan
 from tsde.scans.pairs import to_real
@@ -27,7 +28,9 @@ class FilterConfig(BaseModel):
     family: Literal["filter"] = "filter"
     modes: int = Field(64, ge=1, description="complex modes of the filter's state")
     width: int = Field(64, ge=4, multiple_of=4, description="hidden units of update, horizon and readout")
-    horizon_modes: int = Field(32, ge=1, description="complex modes of the latent ODE over the horizon")
+    horizon_modes: int = Field(
+        32, ge=1, description="complex modes of the latent ODE over the horizon, beside the channels' own"
+    )
     steps: int = Field(12, ge=1, description="solver steps per horizon")
     tolerance: float | None = Field(None, gt=0, description="of adaptive steps over the horizon; else they are fixed")
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -54,8 +57,9 @@ class Filter(Forecaster):
         self.from_mask = nn.Linear(channels, gates, bias=False)
         self.gain = nn.Linear(config.width, size, bias=False)
         self.encoded = nn.LayerNorm(size)
-        self.horizon = Horizon(size, config.horizon_modes, config.width, config.steps, config.tolerance)
-        self.readout = Readout(2 * config.horizon_modes, channels, config.head, config.width, config.dropout)
+        horizon = config.horizon_modes, config.width, config.steps, config.tolerance
+        self.horizon = Horizon(size, channels, *horizon)
+        self.readout = Readout(self.horizon.size, channels, config.head, config.width, config.dropout, anchored=True)
 
     def encode(self, context: SeriesBatch) -> Tensor:
         """The state after each row, `(B, n, 2M)`."""
@@ -71,7 +75,7 @@ class Filter(Forecaster):
     def _states(self, query: Query) -> Tensor:
         """Latent states at the query times, `(B, K, H, D)`."""
         encoded = self.encoded(at_origins(self.encode(query.context), query))
-        return self.horizon(encoded, query.lead)
+        return self.horizon(encoded, query)
 
     def forward(self, query: Query) -> Distribution:
         return self.readout(query, self._states(query))

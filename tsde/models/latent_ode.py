@@ -10,8 +10,8 @@ from torch.distributions import Distribution
 
 from tsde.heads import HeadName
 from tsde.model import Forecaster, Loss
+from tsde.models.horizon import Horizon
 from tsde.models.parts import (
-    Horizon,
     LatentGaussian,
     RecurrentEncoder,
     at_origins,
@@ -32,7 +32,7 @@ class LatentODEConfig(BaseModel):
     latent: int = Field(32, ge=1, description="size of the variational state z")
     samples: int = Field(8, ge=1, description="states drawn per forecast")
     width: int = Field(64, ge=4, multiple_of=4, description="hidden units of horizon and readout")
-    horizon_modes: int = Field(32, ge=1, description="complex modes of the latent ODE")
+    horizon_modes: int = Field(32, ge=1, description="complex modes of the latent ODE, beside the channels' own")
     steps: int = Field(12, ge=1, description="solver steps per horizon")
     tolerance: float | None = Field(None, gt=0, description="of adaptive steps over the horizon; else they are fixed")
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -54,14 +54,15 @@ class LatentODE(Forecaster):
         self.samples, self.adaptive = config.samples, config.tolerance is not None
         self.encoder = RecurrentEncoder(channels, config.hidden)
         self.posterior = LatentGaussian(config.hidden, config.latent)
-        self.horizon = Horizon(config.latent, config.horizon_modes, config.width, config.steps, config.tolerance)
-        self.readout = Readout(2 * config.horizon_modes, channels, config.head, config.width, config.dropout)
+        horizon = config.horizon_modes, config.width, config.steps, config.tolerance
+        self.horizon = Horizon(config.latent, channels, *horizon)
+        self.readout = Readout(self.horizon.size, channels, config.head, config.width, config.dropout, anchored=True)
 
     def _states(self, query: Query, samples: int) -> tuple[Tensor, Tensor]:
         """States at the query times per sampled z, `(S, B, K, H, D)`, and the KL `(B, K)`."""
         mean, deviation, kl = self.posterior(at_origins(self.encoder(query.context), query))
         z = mean + deviation * noise_like(query, samples, mean.shape[-1], 0, self.training)
-        return self.horizon(z, query.lead.expand(samples, -1, -1, -1)), kl
+        return self.horizon(z, query), kl
 
     def forward(self, query: Query) -> Distribution:
         return self.readout.mixture(query, self._states(query, self.samples)[0])

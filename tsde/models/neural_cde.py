@@ -12,7 +12,8 @@ from torch.distributions import Distribution
 from tsde.flow import ControlledField, Solver, controlled
 from tsde.heads import HeadName
 from tsde.model import Forecaster, Loss
-from tsde.models.parts import FASTEST, Horizon, Modes, clipped, mean_loss, mlp
+from tsde.models.horizon import Horizon
+from tsde.models.parts import FASTEST, Modes, clipped, mean_loss, mlp
 from tsde.models.readout import Readout
 from tsde.path import ControlPath, PathConfig, control_path, control_size, is_causal
 from tsde.series import SeriesBatch
@@ -30,7 +31,9 @@ class NeuralCDEConfig(BaseModel):
     hidden: int = Field(64, ge=2, multiple_of=2, description="size of the hidden state z, two numbers per mode")
     control: int = Field(8, ge=1, description="the path is mapped linearly to this many channels")
     width: int = Field(64, ge=4, multiple_of=4, description="hidden units of field, horizon and readout")
-    horizon_modes: int = Field(32, ge=1, description="complex modes of the latent ODE over the horizon")
+    horizon_modes: int = Field(
+        32, ge=1, description="complex modes of the latent ODE over the horizon, beside the channels' own"
+    )
     steps: int = Field(12, ge=1, description="solver steps per horizon")
     tolerance: float | None = Field(None, gt=0, description="of adaptive steps over the horizon; else they are fixed")
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -61,8 +64,9 @@ class NeuralCDE(Forecaster):
         self.inner = nn.Linear(config.hidden, config.width)
         self.outer = nn.Linear(config.width, config.hidden * config.control)
         self.encoded = nn.LayerNorm(config.hidden)
-        self.horizon = Horizon(config.hidden, config.horizon_modes, config.width, config.steps, config.tolerance)
-        self.readout = Readout(2 * config.horizon_modes, channels, config.head, config.width, config.dropout)
+        horizon = config.horizon_modes, config.width, config.steps, config.tolerance
+        self.horizon = Horizon(config.hidden, channels, *horizon)
+        self.readout = Readout(self.horizon.size, channels, config.head, config.width, config.dropout, anchored=True)
 
     def encode(self, context: SeriesBatch) -> tuple[ControlPath, Tensor]:
         """The control path and the state at its knots, `(B, n + 1, hidden)`."""
@@ -78,7 +82,7 @@ class NeuralCDE(Forecaster):
         path, states = self.encode(replace(context, values=clipped(context)))
         knot = path.knot.gather(1, context.last_row(query.origins))  # (B, K)
         encoded = states.gather(1, knot[..., None].expand(-1, -1, states.shape[-1]))
-        return self.horizon(self.encoded(encoded), query.lead)
+        return self.horizon(self.encoded(encoded), query)
 
     def forward(self, query: Query) -> Distribution:
         return self.readout(query, self._states(query))

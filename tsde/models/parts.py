@@ -1,4 +1,4 @@
-"""Pieces that three or more families use: small networks, the readout with its direct route, encoders, the horizon."""
+"""Pieces that three or more families use: small networks, encoders, variational states, noise."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import silu, softplus
+from torch.nn.functional import softplus
 
 from tsde import heads
-from tsde.flow import DenseSolution, Rotation, semilinear
+from tsde.flow import Rotation
 from tsde.model import Loss
 from tsde.noise import standard_normal
 from tsde.scans.gated import gated_scan
-from tsde.scans.pairs import to_complex, to_real
 from tsde.series import SeriesBatch
 from tsde.solving import in_chunks
 from tsde.windows import Query, Window
@@ -132,42 +131,6 @@ def over_rows(scan: Callable[..., Tensor], start: Tensor, context: SeriesBatch) 
     counts = (context.observed | (rows[0] > 0)).any(0) * torch.arange(1, rows[0].shape[1] + 1, device=start.device)
     used = max(1, int(counts.max()))
     return in_chunks(scan, start, *(row[:, :used].transpose(0, 1).contiguous() for row in rows)).transpose(0, 1)
-
-
-class Horizon(nn.Module):
-    """The future as a latent ODE that starts at the origin: z' = lambda z + g(z, theta), solved once per origin.
-
-    Lambda is diagonal and complex, with decays and frequencies spread over the horizon; g is a small network, and
-    theta comes from the encoder's state, so each series has dynamics of its own. Queries read the dense solution.
-    """
-
-    def __init__(self, encoded: int, modes: int, width: int, steps: int, tolerance: float | None):
-        super().__init__()
-        self.steps, self.tolerance = steps, tolerance
-        self.modes = Modes(modes, FASTEST / 2)
-        self.start = nn.Linear(encoded, 2 * modes)
-        self.theta = nn.Linear(encoded, width)
-        self.inner = nn.Linear(2 * modes, width, bias=False)
-        self.outer = nn.Linear(width, 2 * modes)
-        with torch.no_grad():
-            self.outer.weight.mul_(0.3)
-
-    def forward(self, encoded: Tensor, lead: Tensor) -> Tensor:
-        """`encoded (..., E)` at the origins and `lead (..., H)` -> states `(..., H, 2M)`."""
-        shape = lead.shape
-        encoded, lead = encoded.flatten(0, -2), lead.flatten(0, -2)
-        solution = self.solve(encoded, lead)
-        return to_real(solution.at(lead)).reshape(*shape, -1)
-
-    def solve(self, encoded: Tensor, until: Tensor) -> DenseSolution:
-        """The solution from `encoded (N, E)` that covers all leads in `until`."""
-        theta = self.theta(encoded)
-        start, inner = to_complex(self.start(encoded)), self.inner.weight.t()
-
-        def field(z: Tensor) -> Tensor:
-            return to_complex(self.outer(silu(torch.addmm(theta, to_real(z), inner))))
-
-        return semilinear(self.modes(), field, start, until, self.steps, self.tolerance)
 
 
 class LatentGaussian(nn.Module):

@@ -26,9 +26,10 @@ class Readout(nn.Module):
         h = silu(W_y,c y(t) + phi(recent_c, e_c) + W_t lead);   mean = sum_r softmax(w)_r route_r + s_c(lead) delta
 
     with (w, delta, shape) from a second layer on h, and e_c an embedding of the channel. The gate over routes (last
-    value, kernel means, training mean, ridge regression) is what a recurrent state does not learn by itself. delta
-    and shape are in units of what the ridge regression leaves, s_c, or of one where that is more: a channel that is
-    predicted to a hundredth of its deviation needs corrections and intervals of that size.
+    value, kernel means, training mean, ridge regression, and where a latent ODE takes the channel's own mode) is what a
+    recurrent state does not learn by itself. delta and shape are in units of what the ridge regression leaves, s_c, or
+    of one where that is more: a channel that is predicted to a hundredth of its deviation needs corrections and
+    intervals of that size.
 
     After training, quantile functions are `trust` of this law's and `1 - trust` of N(ridge, s_c^2)'s. Validation
     series choose `trust` (`tsde.training`): on small tables a part of the regression is worth more than all of what
@@ -37,9 +38,21 @@ class Readout(nn.Module):
 
     trust: Tensor
 
-    def __init__(self, latent: int, channels: int, head: heads.HeadName, width: int, dropout: float):
+    def __init__(
+        self,
+        latent: int,
+        channels: int,
+        head: heads.HeadName,
+        width: int,
+        dropout: float,
+        anchored: bool = False,
+    ):
+        """
+        Args:
+            anchored: the states' first modes are the channels themselves (`tsde.models.horizon`).
+        """
         super().__init__()
-        self.head = head
+        self.head, self.anchored = head, anchored
         self.recent = RecentValues()
         self.linear = LinearRoute(channels, RecentValues.size)
         self.embedding = nn.Parameter(0.3 * torch.randn(channels, 8))
@@ -51,7 +64,8 @@ class Readout(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("trust", torch.ones(()))
         self.hidden = nn.Linear(width, width)
-        self.out = nn.Linear(width, RecentValues.routes + 2 + heads.head_size(head))
+        routes = RecentValues.routes + 1 + anchored
+        self.out = nn.Linear(width, routes + 1 + heads.head_size(head))
         with torch.no_grad():
             self.out.weight.mul_(0.1)
 
@@ -106,6 +120,10 @@ class Readout(nn.Module):
         else:
             latent = self.latent(states).unflatten(-1, (cells.shape[-1], -1))  # (..., B, K, H, C, R)
             mixed = self.mix(latent[..., *cells.nonzero(as_tuple=True), :])
+        if self.anchored:
+            own = states[..., : 2 * len(self.embedding) : 2]
+            own = own[..., None] if cells is None else own[..., *cells.nonzero(as_tuple=True), None]
+            routes = torch.cat([own, routes.expand(*own.shape[:-1], -1)], -1)
         hidden = self.dropout(silu(mixed + shift))
         raw = self.out(hidden + silu(self.hidden(hidden)))
         gate, delta, shape = raw.split([routes.shape[-1], 1, raw.shape[-1] - routes.shape[-1] - 1], -1)

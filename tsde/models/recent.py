@@ -6,20 +6,48 @@ import torch
 from torch import Tensor, nn
 
 from tsde.models.parts import clip_values, clipped
+from tsde.series import SeriesBatch
 from tsde.windows import Query
+
+_SHORT = 1 / 32  # of a horizon
 
 
 def last_observed(query: Query) -> tuple[Tensor, Tensor]:
     """Last value of each channel up to each origin (0 if none) and its age (inf if none), both `(B, K, C)`."""
-    context = query.context
-    row = torch.arange(context.mask.shape[1], device=context.mask.device)[None, :, None]
-    latest = torch.where(context.mask, row, -1).cummax(1).values  # (B, L, C)
-    at = context.last_row(query.origins)
-    index = latest.gather(1, at[..., None].expand(-1, -1, latest.shape[-1]))  # (B, K, C)
-    value = context.values.gather(1, index.clamp(min=0))
-    time = context.times[..., None].expand_as(context.mask).gather(1, index.clamp(min=0))
+    _, index = _latest(query)
+    value, time = _seen_at(query.context, index)
     age = (query.origins[..., None] - time).clamp(min=0)
-    return torch.where(index >= 0, value, 0.0), torch.where(index >= 0, age, torch.inf)
+    return value, torch.where(index >= 0, age, torch.inf)
+
+
+def last_and_slope(query: Query) -> tuple[Tensor, Tensor]:
+    """Last value of each channel up to each origin and the slope that led there, per horizon, both `(B, K, C)`.
+
+    Both are clipped as network inputs are, and zero where nothing is known. Two values hardly apart in time say little
+    of a slope, so a small part of a horizon is added to their distance.
+    """
+    latest, index = _latest(query)
+    before = latest.gather(1, (index - 1).clamp(min=0))
+    before = torch.where(index > 0, before, -1)
+    (last, end), (first, start) = (_seen_at(query.context, at) for at in (index, before))
+    slope = (clip_values(last) - clip_values(first)) / (end - start + _SHORT)
+    return clip_values(last), clip_values(torch.where(before >= 0, slope, 0.0))
+
+
+def _latest(query: Query) -> tuple[Tensor, Tensor]:
+    """The row of each channel's latest value, -1 if none: up to each row `(B, L, C)` and each origin `(B, K, C)`."""
+    mask = query.context.mask
+    row = torch.arange(mask.shape[1], device=mask.device)[None, :, None]
+    latest = torch.where(mask, row, -1).cummax(1).values
+    at = query.context.last_row(query.origins)
+    return latest, latest.gather(1, at[..., None].expand(-1, -1, latest.shape[-1]))
+
+
+def _seen_at(context: SeriesBatch, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Values in rows `index (B, K, C)`, zero for none, and the rows' times."""
+    row = index.clamp(min=0)
+    time = context.times[..., None].expand_as(context.mask).gather(1, row)
+    return torch.where(index >= 0, context.values.gather(1, row), 0.0), time
 
 
 class RecentValues(nn.Module):
