@@ -124,8 +124,9 @@ class Readout(nn.Module):
             own = states[..., : 2 * len(self.embedding) : 2]
             own = own[..., None] if cells is None else own[..., *cells.nonzero(as_tuple=True), None]
             routes = torch.cat([own, routes.expand(*own.shape[:-1], -1)], -1)
-        hidden = self.dropout(silu(mixed + shift))
-        raw = self.out(hidden + silu(self.hidden(hidden)))
+        spare = not torch.is_grad_enabled()  # large tensors are mapped and given back each time
+        hidden = self.dropout(silu(mixed.add_(shift), inplace=spare))
+        raw = self.out(silu(self.hidden(hidden), inplace=spare).add_(hidden))
         gate, delta, shape = raw.split([routes.shape[-1], 1, raw.shape[-1] - routes.shape[-1] - 1], -1)
         weight = (gate - gate.amax(-1, keepdim=True).detach()).exp()  # torch's softmax is slow over a few numbers
         base = (weight * routes).sum(-1) / weight.sum(-1)
