@@ -42,7 +42,7 @@ def test_the_last_value_and_slope_of_each_channel_are_those_known_at_the_origin(
 @pytest.mark.parametrize("modes", [1, 2])  # four modes in all, and five made even
 def test_where_nothing_is_learnt_channels_stay_near_their_last_value(modes: int) -> None:
     torch.manual_seed(0)
-    horizon = Horizon(encoded=4, channels=3, modes=modes, width=8, steps=6, tolerance=None)
+    horizon = Horizon(encoded=4, channels=3, modes=modes, width=8, steps=6, tolerance=None, dropout=0.0)
     torch.nn.init.zeros_(horizon.outer.weight)
     torch.nn.init.zeros_(horizon.outer.bias)
     torch.nn.init.zeros_(horizon.start.weight)
@@ -58,7 +58,7 @@ def test_where_nothing_is_learnt_channels_stay_near_their_last_value(modes: int)
 
 def test_the_encoder_moves_the_start_and_the_law_of_motion() -> None:
     torch.manual_seed(0)
-    horizon = Horizon(encoded=4, channels=3, modes=3, width=8, steps=6, tolerance=None)
+    horizon = Horizon(encoded=4, channels=3, modes=3, width=8, steps=6, tolerance=None, dropout=0.0)
     query = question([0.0], [0.0, 1.0])
     one, other = horizon(torch.randn(2, 1, 1, 4), query)
     assert (one[..., :6] - other[..., :6]).abs().amin((0, 1, 3)).min() > 1e-4

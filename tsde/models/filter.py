@@ -57,7 +57,7 @@ class Filter(Forecaster):
         self.from_mask = nn.Linear(channels, gates, bias=False)
         self.gain = nn.Linear(config.width, size, bias=False)
         self.encoded = nn.LayerNorm(size)
-        horizon = config.horizon_modes, config.width, config.steps, config.tolerance
+        horizon = config.horizon_modes, config.width, config.steps, config.tolerance, config.dropout
         self.horizon = Horizon(size, channels, *horizon)
         self.readout = Readout(self.horizon.size, channels, config.head, config.width, config.dropout, anchored=True)
 

@@ -25,14 +25,18 @@ class Horizon(nn.Module):
     complex, with decays and frequencies spread over the horizon for free modes, and nearly zero for the channels'
     own; g is a small network. Re z_c is where the channel c itself would go: a law of motion learnt on the series' own
     scale needs fewer examples than one on states that an encoder has to find first. Through e each series has dynamics
-    of its own, and W corrects x for noise and age.
+    of its own, and W corrects x for noise and age. In training parts of e are dropped, so that few series are not known
+    by heart.
     """
 
-    def __init__(self, encoded: int, channels: int, modes: int, width: int, steps: int, tolerance: float | None):
+    def __init__(
+        self, encoded: int, channels: int, modes: int, width: int, steps: int, tolerance: float | None, dropout: float
+    ):
         super().__init__()
         count = channels + modes + (channels + modes) % 2  # products round by a row's place if the size is no four's
         self.steps, self.tolerance, self.size = steps, tolerance, 2 * count
         self.modes = Modes(count, FASTEST / 2)
+        self.dropout = nn.Dropout(dropout)
         self.start = nn.Linear(encoded, self.size)
         self.theta = nn.Linear(encoded, width)
         self.inner = nn.Linear(self.size, width, bias=False)
@@ -50,7 +54,8 @@ class Horizon(nn.Module):
         last, slope = last_and_slope(query)
         known = torch.complex(last, slope).expand(*shape[:-1], -1).flatten(0, -2)
         lead = query.lead.expand(shape).flatten(0, -2)
-        return to_real(self.solve(encoded.flatten(0, -2), known, lead).at(lead)).reshape(*shape, -1)
+        solution = self.solve(self.dropout(encoded).flatten(0, -2), known, lead)
+        return to_real(solution.at(lead)).reshape(*shape, -1)
 
     def solve(self, encoded: Tensor, known: Tensor, until: Tensor) -> DenseSolution:
         """The solution from `encoded (N, E)` and x + i v `(N, C)` that covers all leads in `until`."""

@@ -54,7 +54,7 @@ class LatentODE(Forecaster):
         self.samples, self.adaptive = config.samples, config.tolerance is not None
         self.encoder = RecurrentEncoder(channels, config.hidden)
         self.posterior = LatentGaussian(config.hidden, config.latent)
-        horizon = config.horizon_modes, config.width, config.steps, config.tolerance
+        horizon = config.horizon_modes, config.width, config.steps, config.tolerance, config.dropout
         self.horizon = Horizon(config.latent, channels, *horizon)
         self.readout = Readout(self.horizon.size, channels, config.head, config.width, config.dropout, anchored=True)
 

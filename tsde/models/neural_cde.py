@@ -64,7 +64,7 @@ class NeuralCDE(Forecaster):
         self.inner = nn.Linear(config.hidden, config.width)
         self.outer = nn.Linear(config.width, config.hidden * config.control)
         self.encoded = nn.LayerNorm(config.hidden)
-        horizon = config.horizon_modes, config.width, config.steps, config.tolerance
+        horizon = config.horizon_modes, config.width, config.steps, config.tolerance, config.dropout
         self.horizon = Horizon(config.hidden, channels, *horizon)
         self.readout = Readout(self.horizon.size, channels, config.head, config.width, config.dropout, anchored=True)
 
