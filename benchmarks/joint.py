@@ -29,6 +29,7 @@ BATCH = 8  # series at once
 NEAREST = 200  # held-out forecasts whose errors say how channels go together
 HELD_OUT = 4000  # origins of them in each of validation and calibration
 _INDEPENDENT = 0.02  # part of independence in their copula, which keeps it proper
+_RARE = 1e-6  # no level lies nearer to zero or one
 _STREAM = -2  # of random numbers; models use the others
 
 Truth = Callable[[Tensor, Tensor, int, int], Tensor]
@@ -80,7 +81,7 @@ class Neighbours(NamedTuple):
         correlation = torch.lerp(z.mT @ z, torch.eye(z.shape[-1]), _INDEPENDENT)
         root = torch.linalg.cholesky(correlation)
         drawn = (root @ torch.special.ndtri(level)[..., None])[..., 0] / correlation.diagonal(dim1=-2, dim2=-1).sqrt()
-        return torch.special.ndtr(drawn)
+        return torch.special.ndtr(drawn).clamp(_RARE, 1 - _RARE)
 
 
 def _place(law: Quantiles, query: Query) -> Tensor:
@@ -149,9 +150,9 @@ def _levels(member: Forecaster, query: Query, count: int, number: int) -> Tensor
     shape = (count, horizon, query.context.values.shape[-1])
     fresh = uniform(query.context.key, shape, _STREAM - number).transpose(0, 1)[:, :, None].float()
     if not isinstance(member, Coupled):
-        return fresh.clamp(1e-6, 1 - 1e-6)
+        return fresh.clamp(_RARE, 1 - _RARE)
     rank = member.joint(query, count).argsort(0).argsort(0)
-    return ((rank + fresh) / count).clamp(1e-6, 1 - 1e-6)
+    return ((rank + fresh) / count).clamp(_RARE, 1 - _RARE)
 
 
 def divergence(truth: NDArray[np.float64], model: NDArray[np.float64], neighbours: int = 5) -> float:

@@ -182,6 +182,8 @@ def test_neighbours_couple_channels_as_their_errors_went_together_where_forecast
     z = torch.special.ndtri(drawn)
     found = [float(torch.corrcoef(z[:, b, 0, 0].T)[0, 1]) for b in range(2)]
     assert found == pytest.approx([-0.8, 0.8], abs=0.05)
+    rare = neighbours.couple(torch.full((1, 2, 1, leads, 2), 1 - 1e-6), law, question(leads=leads))
+    assert ((rare > 0) & (rare < 1)).all()  # quantiles at zero and one are infinite
 
 
 def test_a_latent_sdes_joint_draws_have_its_marginals_and_one_path_for_all_channels() -> None:
