@@ -343,7 +343,7 @@ def dense(quick: bool) -> Iterator[Row]:
     def ask(query: Query) -> Work:
         def work() -> None:
             with torch.no_grad():
-                model.horizon(model.encoded(torch.zeros(64, 1, 128)), query.lead)
+                model.horizon(model.encoded(torch.zeros(64, 1, 128)), query)
 
         return work
 

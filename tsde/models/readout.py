@@ -102,7 +102,8 @@ class Readout(nn.Module):
         """What no state changes, in all cells or M of them: shifts of the hidden units, routes, and s."""
         features, routes = self.recent(query)
         embedded = self.embedding.expand(*features.shape[:2], -1, -1)
-        local = self.local(torch.cat([features, embedded], -1))  # (B, K, C, W)
+        bias = self.mix(self.latent.bias.unflatten(0, (len(self.embedding), -1)))  # of W_y,c, (C, W)
+        local = self.local(torch.cat([features, embedded], -1)) + bias  # (B, K, C, W)
         lead = self.lead(lead_features(query.lead))  # (B, K, H, W)
         straight = self.linear(features, query)[..., None]  # (B, K, H, C, 1)
         unit = self.linear.deviation(query.lead).clamp(max=1.0)  # (B, K, H, C)
@@ -118,7 +119,7 @@ class Readout(nn.Module):
         if cells is None:
             mixed = self._mixed(states)
         else:
-            latent = self.latent(states).unflatten(-1, (cells.shape[-1], -1))  # (..., B, K, H, C, R)
+            latent = linear(states, self.latent.weight).unflatten(-1, (cells.shape[-1], -1))  # (..., B, K, H, C, R)
             mixed = self.mix(latent[..., *cells.nonzero(as_tuple=True), :])
         if self.anchored:
             own = states[..., : 2 * len(self.embedding) : 2]
@@ -138,9 +139,8 @@ class Readout(nn.Module):
         _, rank, size = factors.shape
         width = len(self.mix.weight)
         if rank * (size + width) < size * width:
-            return self.mix(self.latent(states).unflatten(-1, (-1, rank)))
-        bias = self.mix(self.latent.bias.unflatten(0, (-1, rank)))
-        return linear(states, (self.mix.weight @ factors).flatten(0, 1), bias.flatten()).unflatten(-1, (-1, width))
+            return self.mix(linear(states, self.latent.weight).unflatten(-1, (-1, rank)))
+        return linear(states, (self.mix.weight @ factors).flatten(0, 1)).unflatten(-1, (-1, width))
 
 
 LEAD_FEATURES = 8
