@@ -92,9 +92,8 @@ folds 0 and 1 of B1 and of B2, B5 and B6; of B1 folds 3 and 4 are the ones that 
 once, by a run of the same recipe that the clock cut short). Rows keep the commit that made them: those of `filter` on
 folds 1 to 4 of B1 (but DUP03's fold 1) and on B5 came before corrections and intervals were put in units of what ridge
 regression leaves, before validation decided how much of that regression a forecast keeps, and before the latent ODE had
-the channels among its modes; those on B6 came before the last. Fold 0 of B1 was repeated after the first two and after
-the third: 1 and then .5 % less squared error in the geometric mean, and no set moved by more than its deviation over
-folds but WAN01 (14 % less).
+the channels among its modes. Fold 0 of B1 was repeated after the first two and after the third: 1 and then .5 % less
+squared error in the geometric mean, and no set moved by more than its deviation over folds but WAN01 (14 % less).
 
 The names of our rows are families and the settings that differ from the defaults; `last`, `mean` and `ridge` are the
 baselines, `analog` and `oracle` references of single boards. Marks of quoted numbers: [R] read in an official
