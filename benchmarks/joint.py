@@ -97,8 +97,7 @@ def scores(task: Task, predictor: Predictor, truth: Truth, leads: Sequence[float
     joint samples of one series at all the leads, in batches, and `coupling` says what couples the channels.
     """
     coupled = isinstance(predictor.members[0], Coupled)
-    with torch.no_grad():
-        neighbours = None if coupled else Neighbours.of(task, predictor)
+    neighbours = None if coupled else Neighbours.of(task, predictor)
     found: dict[str, list[float]] = {}
     for query, values in _at_leads(task.parts.test, leads):
         seed = abs(int(query.context.key[0]))
@@ -137,8 +136,7 @@ def draws(predictor: Predictor, query: Query, count: int, neighbours: Neighbours
             _levels(m, query, share, i) for i, (m, share) in enumerate(zip(members, shares, strict=True)) if share
         ]
     level = torch.cat(levels)  # (count, B, 1, H, C)
-    with torch.no_grad():
-        law = predictor.law(query)
+    law = predictor.law(query)
     if neighbours is not None:
         level = neighbours.couple(level, law, query)
     return law.at(level.movedim(0, -1)).movedim(-1, 0)[:, :, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -51,6 +52,16 @@ class Query:
     def groups(self) -> Tensor:
         """`(B, K)`: the groups, or the series where nothing is said of them."""
         return self.context.key[:, None].expand(self.origins.shape) if self.group is None else self.group
+
+    @cached_property
+    def latest(self) -> tuple[Tensor, Tensor]:
+        """Rows of each channel's latest value up to each origin and of the one before it, `(B, K, C)`; -1 if none."""
+        mask = self.context.mask
+        row = torch.arange(mask.shape[1], device=mask.device)[None, :, None]
+        upto = torch.where(mask, row, -1).cummax(1).values  # (B, L, C)
+        at = self.context.last_row(self.origins)
+        last = upto.gather(1, at[..., None].expand(-1, -1, upto.shape[-1]))
+        return last, torch.where(last > 0, upto.gather(1, (last - 1).clamp(min=0)), -1)
 
     def per_origin(self) -> Query:
         """The same questions with one origin per row, `(B * K, 1)`, each context cut off at its own origin."""

@@ -14,7 +14,7 @@ _SHORT = 1 / 32  # of a horizon
 
 def last_observed(query: Query) -> tuple[Tensor, Tensor]:
     """Last value of each channel up to each origin (0 if none) and its age (inf if none), both `(B, K, C)`."""
-    _, index = _latest(query)
+    index, _ = query.latest
     value, time = _seen_at(query.context, index)
     age = (query.origins[..., None] - time).clamp(min=0)
     return value, torch.where(index >= 0, age, torch.inf)
@@ -26,21 +26,10 @@ def last_and_slope(query: Query) -> tuple[Tensor, Tensor]:
     Both are clipped as network inputs are, and zero where nothing is known. Two values hardly apart in time say little
     of a slope, so a small part of a horizon is added to their distance.
     """
-    latest, index = _latest(query)
-    before = latest.gather(1, (index - 1).clamp(min=0))
-    before = torch.where(index > 0, before, -1)
+    index, before = query.latest
     (last, end), (first, start) = (_seen_at(query.context, at) for at in (index, before))
     slope = (clip_values(last) - clip_values(first)) / (end - start + _SHORT)
     return clip_values(last), clip_values(torch.where(before >= 0, slope, 0.0))
-
-
-def _latest(query: Query) -> tuple[Tensor, Tensor]:
-    """The row of each channel's latest value, -1 if none: up to each row `(B, L, C)` and each origin `(B, K, C)`."""
-    mask = query.context.mask
-    row = torch.arange(mask.shape[1], device=mask.device)[None, :, None]
-    latest = torch.where(mask, row, -1).cummax(1).values
-    at = query.context.last_row(query.origins)
-    return latest, latest.gather(1, at[..., None].expand(-1, -1, latest.shape[-1]))
 
 
 def _seen_at(context: SeriesBatch, index: Tensor) -> tuple[Tensor, Tensor]:
