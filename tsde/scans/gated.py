@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tsde.scans.pairs import kept_rows, to_complex
+from tsde.scans.pairs import kept_rows, row_by_row, to_complex
 
 _aten = torch.ops.aten
 
@@ -58,9 +58,7 @@ class _GatedScan(torch.autograd.Function):
         given = turns, gates_in, candidate_in, seen
         made = before, opened, resets, updates, shared, candidate, states, to_complex(before), to_complex(states)
         last = to_complex(start)
-        for turn, xg, xn, s, h, gate, r, u, c, n, after, turned, modes in zip(
-            *(x.unbind(0) for x in (*given, *made)), strict=True
-        ):
+        for turn, xg, xn, s, h, gate, r, u, c, n, after, turned, modes in row_by_row(*given, *made):
             torch.mul(last, turn, out=turned)
             torch.addmm(xg, h, gates_t, out=gate).sigmoid_()
             u.mul_(s)
@@ -87,8 +85,7 @@ class _GatedScan(torch.autograd.Function):
         previous = to_complex(torch.cat([start[None], states[:-1]])).conj().resolve_conj()
         rows = (previous, grad, flows, before, *opened.split(size, -1), shared, candidate)
         rows = (*rows, *grad_drive.split([2 * size, size], -1), grad_turns)
-        loop = list(zip(*(x.unbind(0) for x in rows), strict=True))
-        for last, given, flow, h, r, u, c, n, to_gates, to_candidate, to_turn in reversed(loop):
+        for last, given, flow, h, r, u, c, n, to_gates, to_candidate, to_turn in row_by_row(*rows, backwards=True):
             after = carried.add_(given)
             torch.sub(n, h, out=part).mul_(after)
             _aten.sigmoid_backward.grad_input(part, u, grad_input=to_q)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tsde.scans.pairs import kept_rows, to_real
+from tsde.scans.pairs import kept_rows, row_by_row, to_real
 
 _aten = torch.ops.aten
 
@@ -68,9 +68,7 @@ class _InnovationScan(torch.autograd.Function):
         state = start
         given = turns, values, mask, drive, seen
         made = before, to_real(before), states, to_real(states), innovation, gates, opened, moved, used
-        for turn, x, m, d, s, z, z_real, after, after_real, e, both, gate, move, u in zip(
-            *(x.unbind(0) for x in (*given, *made)), strict=True
-        ):
+        for turn, x, m, d, s, z, z_real, after, after_real, e, both, gate, move, u in row_by_row(*given, *made):
             torch.mul(state, turn, out=z)
             torch.addmm(bias, z_real, read_t, out=predicted)
             torch.addcmul(x, m, prediction, value=-1, out=e)
@@ -95,11 +93,11 @@ class _InnovationScan(torch.autograd.Function):
         carried, back = torch.zeros_like(states[0]), torch.empty_like(states[0])
         passed, part = (innovation.new_empty(batch, width) for _ in range(2))  # u'
         minus = -mask
-        previous = [start, *states.unbind(0)[:-1]]
+        previous = torch.cat([start[None], states[:-1]])
         to_prediction, to_gates = grad_read[..., :channels], grad_read[..., channels:]
         rows = (grad, opened, moved, seen, minus, turns, grad_read, to_prediction, to_gates, grad_after, grad_turns)
-        loop = list(zip(*(x.unbind(0) for x in rows), previous, strict=True))
-        for given, gate, move, s, m, turn, out, to_p, to_g, after, to_turn, last in reversed(loop):
+        rows = (*rows, previous)
+        for given, gate, move, s, m, turn, out, to_p, to_g, after, to_turn, last in row_by_row(*rows, backwards=True):
             torch.add(carried, given, out=after)
             torch.mm(to_real(after), gain, out=passed).mul_(s)
             torch.mul(passed, move, out=part)

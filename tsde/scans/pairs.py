@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,6 +25,17 @@ def kept_rows(keep: bool, like: Tensor, length: int, *shape: int) -> Tensor:
     if keep:
         return like.new_empty(length, *shape)
     return like.new_empty(1, *shape).expand(length, *(-1 for _ in shape))
+
+
+_ROWS = 256  # whose views exist at once: those of thousands would push what they show out of the cache
+
+
+def row_by_row(*tensors: Tensor, backwards: bool = False) -> Iterator[tuple[Tensor, ...]]:
+    """Views of each row of tensors `(L, ...)`, in order or from the last one down."""
+    pieces = list(zip(*(x.split(_ROWS) for x in tensors), strict=True))
+    for piece in reversed(pieces) if backwards else pieces:
+        rows = list(zip(*(x.unbind(0) for x in piece), strict=True))
+        yield from reversed(rows) if backwards else rows
 
 
 def turns(decay: Tensor, frequency: Tensor, gap: Tensor) -> Tensor:
