@@ -416,7 +416,7 @@ def _small_predictor(frame: pd.DataFrame, family: str, **changes: object) -> Pre
 
 def dynamics(quick: bool) -> Iterator[Row]:
     """The same model trained with and without the solver's estimates in its objective."""
-    plain, cheap = regularised.compare(steps=150 if quick else 400)
+    plain, cheap = regularised.compare(steps=200 if quick else 1200)
     remark = f"CRPS {cheap.crps:.4f} against {plain.crps:.4f}, error {regularised.ERROR:g}"
     for name, target, ours, theirs in (
         ("evaluations of an adaptive solver after regularised training", 0.55, cheap.evaluations, plain.evaluations),
