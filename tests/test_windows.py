@@ -500,6 +500,25 @@ def test_each_context_is_thinned_by_a_share_of_its_own() -> None:
     assert hidden.min() < 0.05 and hidden.max() < 0.6 + 4 * math.sqrt(0.24 / 300)
 
 
+def test_pace_stretches_the_times_of_a_series_and_changes_nothing_else() -> None:
+    origins = full_origins()
+    plain, paced = (
+        draw_windows(origins, CONFIG.model_copy(update={"pace": pace, "origins": 1}), 16, torch.Generator().manual_seed(0))
+        for pace in (0.0, 0.5)
+    )
+    spread = paced.query.lead.flatten(1).amax(1) / plain.query.lead.flatten(1).amax(1)
+    assert spread.min() >= math.exp(-0.5) - 1e-5 and spread.max() <= math.exp(0.5) + 1e-5
+    assert spread.max() / spread.min() > 1.5  # each its own
+    factor = spread[:, None]
+    assert torch.allclose(paced.query.context.times, factor * plain.query.context.times, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(paced.query.lead, factor[..., None] * plain.query.lead, rtol=1e-5, atol=1e-5)
+    assert torch.equal(paced.values, plain.values) and torch.equal(paced.query.context.mask, plain.query.context.mask)
+    late = paced.query.lead > 1 + 1e-5
+    assert late.any() and not paced.mask[late].any()
+    early = paced.query.lead < 1 - 1e-5
+    assert torch.equal(paced.mask[early], plain.mask[early])
+
+
 def test_windows_follow_from_the_seed() -> None:
     origins, config = full_origins(), CONFIG.model_copy(update={"thinning": 0.5})
     first, again, other = (draw_windows(origins, config, 8, torch.Generator().manual_seed(s)) for s in (1, 1, 2))

@@ -110,10 +110,16 @@ class WindowConfig(BaseModel):
     origins: int = Field(6, ge=1, description="forecast origins per series and pass")
     targets: int = Field(12, ge=1, description="query times per origin in training")
     thinning: float = Field(0.6, ge=0, lt=1, description="up to this share of a context's values is hidden in training")
+    pace: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="training series are played up to exp(pace) times slower or faster, as gaits and hearts differ",
+    )
     calendar: bool = Field(
         True, description="forecasts may depend on the time of day, week and year, where the table shows whole cycles"
     )
-    context: int = Field(256, ge=1, description="a context keeps at most this many of its latest rows")
+    context: int = Field(128, ge=1, description="a context keeps at most this many of its latest rows")
     held_out: int = Field(600, ge=1, description="windows wanted in each of validation, calibration and test")
 
 
@@ -300,6 +306,8 @@ def draw_windows(origins: Origins, config: WindowConfig, batch: int, generator: 
     others = pick(torch.minimum(lowest, anchor), anchor + 1, config.origins - 1)
     which = torch.cat([others, anchor[:, None]], 1).sort(1).values  # (B, K)
     window = _cut(origins, chosen, which, start, config.targets, generator)
+    if config.pace:
+        window = _paced(window, config.pace, generator)
     return _thin(window, config.thinning, generator)
 
 
@@ -352,6 +360,15 @@ def _cut(
         origins.group[which],
     )
     return Window(query, data.values[target], data.mask[target] & real[..., None], chosen)
+
+
+def _paced(window: Window, pace: float, generator: torch.Generator) -> Window:
+    """Each series with its times stretched by a factor of its own, log-uniform; targets past the horizon are left out."""
+    query = window.query
+    factor = torch.exp(pace * (2 * torch.rand(len(query.origins), 1, generator=generator) - 1))
+    context = replace(query.context, times=factor * query.context.times)
+    query = replace(query, context=context, origins=factor * query.origins, times=factor[..., None] * query.times)
+    return replace(window, query=query, mask=window.mask & (query.lead <= 1 + _TOLERANCE)[..., None])
 
 
 def _thin(window: Window, thinning: float, generator: torch.Generator) -> Window:
