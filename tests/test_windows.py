@@ -503,7 +503,9 @@ def test_each_context_is_thinned_by_a_share_of_its_own() -> None:
 def test_pace_stretches_the_times_of_a_series_and_changes_nothing_else() -> None:
     origins = full_origins()
     plain, paced = (
-        draw_windows(origins, CONFIG.model_copy(update={"pace": pace, "origins": 1}), 16, torch.Generator().manual_seed(0))
+        draw_windows(
+            origins, CONFIG.model_copy(update={"pace": pace, "origins": 1}), 16, torch.Generator().manual_seed(0)
+        )
         for pace in (0.0, 0.5)
     )
     spread = paced.query.lead.flatten(1).amax(1) / plain.query.lead.flatten(1).amax(1)

@@ -363,7 +363,7 @@ def _cut(
 
 
 def _paced(window: Window, pace: float, generator: torch.Generator) -> Window:
-    """Each series with its times stretched by a factor of its own, log-uniform; targets past the horizon are left out."""
+    """Each series with its times stretched by a factor of its own; targets past the horizon are left out."""
     query = window.query
     factor = torch.exp(pace * (2 * torch.rand(len(query.origins), 1, generator=generator) - 1))
     context = replace(query.context, times=factor * query.context.times)

@@ -95,10 +95,12 @@ class _InnovationScan(torch.autograd.Function):
         minus = -mask
         previous = torch.cat([start[None], states[:-1]])
         to_prediction, to_gates = grad_read[..., :channels], grad_read[..., channels:]
-        rows = (grad, opened, moved, seen, minus, turns, grad_read, to_prediction, to_gates, grad_after, grad_turns)
-        rows = (*rows, previous)
-        for given, gate, move, s, m, turn, out, to_p, to_g, after, to_turn, last in row_by_row(*rows, backwards=True):
-            torch.add(carried, given, out=after)
+        given = grad, opened, moved, seen, minus, turns, previous
+        made = grad_read, to_prediction, to_gates, grad_after, grad_turns
+        for more, gate, move, s, m, turn, last, out, to_p, to_g, after, to_turn in row_by_row(
+            *given, *made, backwards=True
+        ):
+            torch.add(carried, more, out=after)
             torch.mm(to_real(after), gain, out=passed).mul_(s)
             torch.mul(passed, move, out=part)
             _aten.sigmoid_backward.grad_input(part, gate, grad_input=to_g[:, :width])
