@@ -377,7 +377,7 @@ def forecasts(quick: bool) -> Iterator[Row]:
                 8,
                 partial(forecast.run, folder / "model", folder / "table.csv", question, outputs),
                 partial(usual.forecast_table, folder / "part.csv", folder / "usual.csv", paths=100, steps=24),
-                2,
+                2 if quick else 5,
                 f"{many:,} series x 24 times; the usual stack on 500 of them, scaled",
                 scale=many / 500,
             )

@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 
 from tsde.heads import HeadName
 from tsde.model import Forecaster, Loss
+from tsde.models.components import Components
 from tsde.models.horizon import Horizon
 from tsde.models.parts import FASTEST, Modes, at_origins, mean_loss, over_rows
 from tsde.models.readout import Readout
@@ -31,6 +32,11 @@ class FilterConfig(BaseModel):
     horizon_modes: int = Field(
         32, ge=1, description="complex modes of the latent ODE over the horizon, beside the channels' own"
     )
+    rank: int | None = Field(
+        None,
+        ge=1,
+        description="principal components that stand for the channels in the state; for many that move as one",
+    )
     steps: int = Field(12, ge=1, description="solver steps per horizon")
     tolerance: float | None = Field(None, gt=0, description="of adaptive steps over the horizon; else they are fixed")
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -50,16 +56,19 @@ class Filter(Forecaster):
     def __init__(self, config: FilterConfig, channels: int):
         super().__init__()
         size, gates = 2 * config.modes, 2 * config.width
+        self.components = Components(channels, config.rank) if config.rank and config.rank < channels else None
+        seen = channels if self.components is None else self.components.directions.shape[1]
         self.adaptive = config.tolerance is not None
         self.modes = Modes(config.modes, FASTEST)
-        self.read = nn.Linear(size, channels + gates)  # C, and W's columns for the state
-        self.from_innovation = nn.Linear(channels, gates, bias=False)
-        self.from_mask = nn.Linear(channels, gates, bias=False)
+        self.read = nn.Linear(size, seen + gates)  # C, and W's columns for the state
+        self.from_innovation = nn.Linear(seen, gates, bias=False)
+        self.from_mask = nn.Linear(seen, gates, bias=False)
         self.gain = nn.Linear(config.width, size, bias=False)
         self.encoded = nn.LayerNorm(size)
         horizon = config.horizon_modes, config.width, config.steps, config.tolerance, config.dropout
-        self.horizon = Horizon(size, channels, *horizon)
-        self.readout = Readout(self.horizon.size, channels, config.head, config.width, config.dropout, anchored=True)
+        self.horizon = Horizon(size, seen, *horizon)
+        latent = self.horizon.size + 2 * (channels - seen)
+        self.readout = Readout(latent + -latent % 4, channels, config.head, config.width, config.dropout, anchored=True)
 
     def encode(self, context: SeriesBatch) -> Tensor:
         """The state after each row, `(B, n, 2M)`."""
@@ -74,8 +83,10 @@ class Filter(Forecaster):
 
     def _states(self, query: Query) -> Tensor:
         """Latent states at the query times, `(B, K, H, D)`."""
-        encoded = self.encoded(at_origins(self.encode(query.context), query))
-        return self.horizon(encoded, query)
+        seen = query if self.components is None else self.components.of(query)
+        encoded = self.encoded(at_origins(self.encode(seen.context), seen))
+        states = self.horizon(encoded, seen)
+        return states if self.components is None else self.components.spread(states)
 
     def forward(self, query: Query) -> Distribution:
         return self.readout(query, self._states(query))
