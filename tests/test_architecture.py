@@ -68,6 +68,7 @@ LAYERS: dict[str, int] = {
     "models.parts": 12,
     "models.recent": 13,
     "models.linear": 13,
+    "models.components": 14,
     "models.horizon": 14,
     "models.readout": 14,
     "models.*": 15,
@@ -87,7 +88,7 @@ LAYERS: dict[str, int] = {
     "": 22,  # tsde/__init__.py
 }
 
-SHARED_PARTS = {f"tsde.models.{part}" for part in ("parts", "recent", "linear", "horizon", "readout")}
+SHARED_PARTS = {f"tsde.models.{part}" for part in ("parts", "recent", "linear", "components", "horizon", "readout")}
 MLFLOW_FILES = {"pipelines/tracking.py", "pipelines/mlflow_model.py"}
 PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
 
