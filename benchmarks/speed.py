@@ -1,6 +1,6 @@
 """How fast the engine is, as ratios against the usual stack: `python benchmarks/speed.py [--quick] [--json FILE]`.
 
-Every ratio comes from runs that alternate within this process, on one thread, and is a median with its quartiles.
+Every ratio comes from runs that alternate within one process, on one thread, and is a median with its quartiles.
 Forward and backward unless said, batch 128. The usual stack is in `usual.py`. `--write FILE` keeps the table as
 Markdown with the machine, the versions and the command.
 """
@@ -18,9 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -429,6 +431,19 @@ def dynamics(quick: bool) -> Iterator[Row]:
 SECTIONS = (neural_cde, latent_sde, unions, coefficients, dense, forecasts, lengths, dynamics)
 
 
+def measured(section: int, quick: bool) -> list[Row]:
+    """The rows of one section, each printed when it is there."""
+    torch.set_num_threads(1)
+    rows = []
+    with Console(stderr=True).status(f"measuring: {SECTIONS[section].__name__}"):
+        for row in SECTIONS[section](quick):
+            rows.append(row)
+            target = "" if row.target is None else f"(target {row.target:g}: {'met' if row.met else 'MISSED'})"
+            told = f"{row.name:<62} {row.ratio:>8.3g} {target:<22} {row.ours} | {row.theirs} {row.remark}"
+            print(told, flush=True)
+    return rows
+
+
 def markdown(rows: Sequence[Row], command: str) -> str:
     """The table with what made it."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchcde", "torchsde", "torchdiffeq"))
@@ -472,19 +487,11 @@ def main() -> None:
     if any(os.environ.get(name) != value for name, value in WORKER_ENVIRONMENT.items()):
         os.environ.update(WORKER_ENVIRONMENT)  # both sides run as the program's training workers do
         os.execv(sys.executable, [sys.executable, *sys.argv])
-    torch.set_num_threads(1)
     rows: list[Row] = []
-    console = Console(stderr=True)
-    for section in SECTIONS:
-        if section.__name__ in options.only:
-            with console.status(f"measuring: {section.__name__}"):
-                for row in section(options.quick):
-                    rows.append(row)
-                    target = "" if row.target is None else f"(target {row.target:g}: {'met' if row.met else 'MISSED'})"
-                    print(
-                        f"{row.name:<62} {row.ratio:>8.3g} {target:<22} {row.ours} | {row.theirs} {row.remark}",
-                        flush=True,
-                    )
+    for name in options.only:
+        # in a process of its own: a section that comes after others would inherit their heap
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            rows += process.submit(measured, names.index(name), options.quick).result()
     if options.json:
         kept = [{"name": row.name, "ratio": row.ratio, "target": row.target, "met": row.met} for row in rows]
         options.json.write_text(json.dumps(kept, indent=1) + "\n")
