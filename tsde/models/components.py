@@ -48,10 +48,16 @@ class Components(nn.Module):
         mask = context.observed[..., None].expand(values.shape)
         return replace(query, context=replace(context, values=values, mask=mask))
 
+    def spread_size(self, size: int) -> int:
+        """How many numbers `spread` makes of states of `size`."""
+        channels, rank = self.directions.shape
+        spread = size + 2 * (channels - rank)
+        return spread + -spread % 4  # products round by a row's place if the size is no four's
+
     def spread(self, states: Tensor) -> Tensor:
         """States whose first modes are the components, real pairs, to ones whose first modes are the channels."""
         rank = self.directions.shape[1]
         own = states[..., : 2 * rank].unflatten(-1, (1, rank, 2))
         channels = (own * (self.directions * self.deviation)[..., None]).sum(-2).flatten(-2)
         spread = torch.cat([channels, states[..., 2 * rank :]], -1)
-        return pad(spread, (0, -spread.shape[-1] % 4))  # products round by a row's place if the size is no four's
+        return pad(spread, (0, self.spread_size(states.shape[-1]) - spread.shape[-1]))

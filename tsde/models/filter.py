@@ -50,7 +50,8 @@ class Filter(Forecaster):
         z(t_l+) = z(t_l-) + G (sigmoid(u_l) * tanh(v_l)),    (u_l, v_l) = W [z(t_l-), e_l, m_l]
 
     the gain of a Kalman filter replaced by a learned gate (kin of CRU, Schirmer et al. 2022, LinODENet, Scholz et
-    al. 2023, and NCDSSM, Ansari et al. 2023). The state at an origin starts a latent ODE over the horizon.
+    al. 2023, and NCDSSM, Ansari et al. 2023). The state at an origin starts a latent ODE over the horizon. With a `rank`
+    all this happens to principal components of x, and what comes of them is spread to the channels for the readout.
     """
 
     def __init__(self, config: FilterConfig, channels: int):
@@ -67,8 +68,8 @@ class Filter(Forecaster):
         self.encoded = nn.LayerNorm(size)
         horizon = config.horizon_modes, config.width, config.steps, config.tolerance, config.dropout
         self.horizon = Horizon(size, seen, *horizon)
-        latent = self.horizon.size + 2 * (channels - seen)
-        self.readout = Readout(latent + -latent % 4, channels, config.head, config.width, config.dropout, anchored=True)
+        latent = self.horizon.size if self.components is None else self.components.spread_size(self.horizon.size)
+        self.readout = Readout(latent, channels, config.head, config.width, config.dropout, anchored=True)
 
     def encode(self, context: SeriesBatch) -> Tensor:
         """The state after each row, `(B, n, 2M)`."""
