@@ -119,7 +119,7 @@ class WindowConfig(BaseModel):
     calendar: bool = Field(
         True, description="forecasts may depend on the time of day, week and year, where the table shows whole cycles"
     )
-    context: int = Field(128, ge=1, description="a context keeps at most this many of its latest rows")
+    context: int = Field(256, ge=1, description="a context keeps at most this many of its latest rows")
     held_out: int = Field(600, ge=1, description="windows wanted in each of validation, calibration and test")
 
 
