@@ -269,7 +269,9 @@ def unions(quick: bool) -> Iterator[Row]:
     def usual_whole() -> None:
         other(union, spread, seen, queries, "dopri5").square().mean().backward()
 
-    yield against("latent ODE step, dopri5 on the union of times", 20, whole, usual_whole, rounds, f"{asked} queries each")
+    yield against(
+        "latent ODE step, dopri5 on the union of times", 20, whole, usual_whole, rounds, f"{asked} queries each"
+    )
 
 
 def coefficients(quick: bool) -> Iterator[Row]:

@@ -50,8 +50,8 @@ class Filter(Forecaster):
         z(t_l+) = z(t_l-) + G (sigmoid(u_l) * tanh(v_l)),    (u_l, v_l) = W [z(t_l-), e_l, m_l]
 
     the gain of a Kalman filter replaced by a learned gate (kin of CRU, Schirmer et al. 2022, LinODENet, Scholz et
-    al. 2023, and NCDSSM, Ansari et al. 2023). The state at an origin starts a latent ODE over the horizon. With a `rank`
-    all this happens to principal components of x, and what comes of them is spread to the channels for the readout.
+    al. 2023, and NCDSSM, Ansari et al. 2023). The state at an origin starts a latent ODE over the horizon. With a
+    `rank` all this happens to principal components of x, and what comes of them is spread to the channels at the end.
     """
 
     def __init__(self, config: FilterConfig, channels: int):
