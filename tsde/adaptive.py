@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 MAX_STEPS = 5000
-_FIRST = (
-    0.25  # of the span: the usual guess of a first step costs an evaluation and is a tenth of what smooth ones need
-)
+_FIRST = 0.25  # of the span is tried first: the usual guess costs an evaluation and is too careful
 _SHORTEST = 1e-4  # of a horizon: steps of a stochastic solver never get shorter, whatever its error
 
 TimeField = Callable[[float, Tensor], Tensor]

@@ -32,9 +32,9 @@ class Components(nn.Module):
 
     def prepare(self, windows: Sequence[Window]) -> None:
         """Take the directions from the contexts."""
-        rows = [clipped(window.query.context)[window.query.context.observed].double() for window in windows]
-        moment = sum(row.T @ row for row in rows) / max(sum(map(len, rows)), 1)
-        variances, vectors = torch.linalg.eigh(torch.as_tensor(moment))
+        contexts = [window.query.context for window in windows]
+        rows = torch.cat([clipped(context)[context.observed] for context in contexts]).double()
+        variances, vectors = torch.linalg.eigh(rows.T @ rows / max(len(rows), 1))
         leading = vectors.flip(-1)[:, : self.directions.shape[1]]
         largest = leading.gather(0, leading.abs().argmax(0)[None])
         self.directions.copy_(leading * largest.sign())  # a sign is the solver's choice

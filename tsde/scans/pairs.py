@@ -27,7 +27,7 @@ def kept_rows(keep: bool, like: Tensor, length: int, *shape: int) -> Tensor:
     return like.new_empty(1, *shape).expand(length, *(-1 for _ in shape))
 
 
-_ROWS = 256  # whose views exist at once: those of thousands would push what they show out of the cache
+_ROWS = 256  # whose views exist at once: those of thousands keep Python's garbage collector busy
 
 
 def row_by_row(*tensors: Tensor, backwards: bool = False) -> Iterator[tuple[Tensor, ...]]:
