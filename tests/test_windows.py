@@ -521,6 +521,43 @@ def test_pace_stretches_the_times_of_a_series_and_changes_nothing_else() -> None
     assert torch.equal(paced.mask[early], plain.mask[early])
 
 
+def test_noise_falls_on_the_values_of_contexts_and_on_nothing_else() -> None:
+    series = line([i / 100 for i in range(500)])
+    origins = eligible_origins(series, everywhere(series))
+    origins = Origins(series, origins.row[400:], origins.first[400:], origins.last[400:], origins.group[400:])
+    plain, noisy = (
+        draw_windows(
+            origins,
+            WindowConfig(origins=1, thinning=0.0, context=300, noise=noise),
+            300,
+            torch.Generator().manual_seed(0),
+        )
+        for noise in (0.0, 0.4)
+    )
+    assert torch.equal(noisy.values, plain.values) and torch.equal(noisy.query.times, plain.query.times)
+    assert torch.equal(noisy.query.context.mask, plain.query.context.mask)
+    error = noisy.query.context.values - plain.query.context.values
+    assert abs(float(error.mean())) < 0.01
+    deviation = error.flatten(1).std(1)
+    assert float(deviation.mean()) == pytest.approx(0.2, abs=0.03)  # uniform on [0, 0.4]
+    assert float(deviation.std()) == pytest.approx(0.4 / math.sqrt(12), abs=0.03)
+
+
+def test_values_that_were_not_observed_get_no_noise() -> None:
+    origins = eligible_origins(series := ragged(0), everywhere(series))
+    context = draw_windows(
+        origins, CONFIG.model_copy(update={"noise": 1.0}), 32, torch.Generator().manual_seed(0)
+    ).query.context
+    assert not context.mask.all() and not context.values[~context.mask].any()
+
+
+@pytest.mark.parametrize(("by", "settled"), [("time", 0.2), ("series", 0.0)])
+def test_noise_is_for_tables_split_by_time_unless_it_is_given(by: str, settled: float) -> None:
+    split = split_windows(full_origins().series, SplitConfig.model_validate({"by": by}), seed=0)
+    assert WindowConfig().settled(split.train).noise == settled
+    assert WindowConfig(noise=0.1).settled(split.train).noise == 0.1
+
+
 def test_windows_follow_from_the_seed() -> None:
     origins, config = full_origins(), CONFIG.model_copy(update={"thinning": 0.5})
     first, again, other = (draw_windows(origins, config, 8, torch.Generator().manual_seed(s)) for s in (1, 1, 2))

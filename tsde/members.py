@@ -122,7 +122,7 @@ def _train(
             model,
             eligible_origins(series, fold.train),
             fixed_windows(eligible_origins(series, fold.validation), experiment.windows),
-            experiment.windows,
+            experiment.windows.settled(fold.train),
             config,
             seed=experiment.seed + _SEED_STEP * member,
             member=member,

@@ -17,6 +17,7 @@ from tsde.series import SeriesBatch, SeriesSet
 
 _MANY = 20  # series, from which on each is a group of its own
 _FEWEST, _MOST, _LONG = 5, 10, 2.0  # stretches of time where series are few, and horizons in one
+_NOISE = 0.2  # deviations
 _TOLERANCE = 1e-6  # of a horizon: a target exactly one horizon ahead is inside it whatever the rounding
 
 
@@ -110,6 +111,13 @@ class WindowConfig(BaseModel):
     origins: int = Field(6, ge=1, description="forecast origins per series and pass")
     targets: int = Field(12, ge=1, description="query times per origin in training")
     thinning: float = Field(0.6, ge=0, lt=1, description="up to this share of a context's values is hidden in training")
+    noise: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="up to so many deviations of noise are added to a context's values in training; "
+        f"{_NOISE:g} by default where a table is split by time, 0 where by series",
+    )
     pace: float = Field(
         0.0,
         ge=0,
@@ -121,6 +129,11 @@ class WindowConfig(BaseModel):
     )
     context: int = Field(256, ge=1, description="a context keeps at most this many of its latest rows")
     held_out: int = Field(600, ge=1, description="windows wanted in each of validation, calibration and test")
+
+    def settled(self, train: Region) -> WindowConfig:
+        """With a noise for these training targets. Few series have one past, which can be learnt by heart."""
+        by_time = bool(torch.isfinite(train.upper).any())
+        return self if self.noise is not None else self.model_copy(update={"noise": _NOISE * by_time})
 
 
 class SplitConfig(BaseModel):
@@ -308,6 +321,8 @@ def draw_windows(origins: Origins, config: WindowConfig, batch: int, generator: 
     window = _cut(origins, chosen, which, start, config.targets, generator)
     if config.pace:
         window = _paced(window, config.pace, generator)
+    if config.noise:
+        window = _noisy(window, config.noise, generator)
     return _thin(window, config.thinning, generator)
 
 
@@ -369,6 +384,14 @@ def _paced(window: Window, pace: float, generator: torch.Generator) -> Window:
     context = replace(query.context, times=factor * query.context.times)
     query = replace(query, context=context, origins=factor * query.origins, times=factor[..., None] * query.times)
     return replace(window, query=query, mask=window.mask & (query.lead <= 1 + _TOLERANCE)[..., None])
+
+
+def _noisy(window: Window, noise: float, generator: torch.Generator) -> Window:
+    """Each context with errors on its values, whose deviation is its own, up to `noise`; what is asked stays exact."""
+    context = window.query.context
+    deviation = noise * torch.rand(len(context.values), 1, 1, generator=generator)
+    values = context.values + context.mask * deviation * torch.randn(context.values.shape, generator=generator)
+    return replace(window, query=replace(window.query, context=replace(context, values=values)))
 
 
 def _thin(window: Window, thinning: float, generator: torch.Generator) -> Window:
