@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from tsde.artifact import read_files, write_files
 from tsde.clock import Clock
-from tsde.distribution import Quantiles, summarise
+from tsde.distribution import summarise
 from tsde.errors import ArtifactError, DivergedError, UsageError
-from tsde.metrics import clustered_ratio, crps_quantiles
-from tsde.model import Cautious, Forecaster
+from tsde.metrics import crps_quantiles
+from tsde.model import Forecaster
 from tsde.solving import Estimates, estimating, recomputing
+from tsde.trust import choose_trust
 from tsde.windows import Origins, Window, WindowConfig, draw_windows
 
 _FIRST = 25  # steps to the first validation
-_TRUSTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 
 
 def _seconds(value: object) -> object:
@@ -175,42 +175,6 @@ def validation_crps(model: Forecaster, windows: Sequence[Window]) -> float:
     return total / max(count, 1)
 
 
-def _choose_trust(model: Forecaster, validation: Sequence[Window]) -> None:
-    """The least trust in what was learnt whose CRPS on the validation windows is within a standard error of the best.
-
-    Where they cannot tell two trusts apart, the simpler forecast has the say (the rule of one standard error of
-    Breiman et al. 1984). The error is that of the paired difference, with the groups of `tsde.windows.Origins` as
-    clusters; from a single group there is none, and the best is taken.
-    """
-    cautious = [part for part in model.modules() if isinstance(part, Cautious)]
-    if not cautious:
-        return
-
-    def law(window: Window, trust: float) -> Quantiles:
-        for part in cautious:
-            part.trust.fill_(trust)
-        return summarise(model(window.query))
-
-    scores, groups = [torch.zeros(0, len(_TRUSTS))], [torch.zeros(0, dtype=torch.long)]  # per origin
-    with torch.no_grad():
-        for window in validation:
-            learnt, simple = law(window, 1.0), law(window, 0.0)
-            totals = []
-            for trust in _TRUSTS:
-                crps = crps_quantiles(torch.lerp(simple.values, learnt.values, trust), learnt.levels, window.values)
-                totals.append(torch.where(window.mask, crps, 0.0).sum((2, 3)).flatten())
-            scores.append(torch.stack(totals, -1))
-            groups.append(window.query.groups.flatten())
-    score, group = torch.cat(scores).double(), torch.cat(groups)
-    best = int(score.sum(0).argmin())
-    lowest = score[:, best, None].clone()
-    excess = clustered_ratio(score - lowest, lowest, group)
-    fair = (excess.value <= excess.error) & torch.isfinite(excess.error)
-    fair[best] = True
-    for part in cautious:
-        part.trust.fill_(_TRUSTS[int(torch.nonzero(fair).max())])
-
-
 def fit(
     model: Forecaster,
     origins: Origins,
@@ -278,7 +242,7 @@ class _Loop:
         elif not self.state.history:
             raise DivergedError(self.state.diverged)
         self.model.load_state_dict(self.kept)
-        _choose_trust(self.model.eval(), validation)
+        choose_trust(self.model.eval(), validation)
         return self.state.history
 
     def _train(
