@@ -73,7 +73,7 @@ LAYERS: dict[str, int] = {
     "models.readout": 14,
     "models.*": 15,
     "models": 16,
-    "trust": 16,
+    "trust": 12,
     "training": 17,
     "calibration": 17,
     "advice": 17,
