@@ -67,29 +67,34 @@ LAYERS: dict[str, int] = {
     "model": 11,
     "models.parts": 12,
     "models.recent": 13,
-    "models.linear": 13,
+    "models.harmonics": 1,
+    "models.cycle": 13,
+    "models.linear": 14,
     "models.components": 14,
     "models.horizon": 14,
-    "models.readout": 14,
-    "models.*": 15,
-    "models": 16,
+    "models.readout": 15,
+    "models.*": 16,
+    "models": 17,
     "trust": 12,
-    "training": 17,
-    "calibration": 17,
-    "advice": 17,
-    "config": 18,
-    "members": 19,
-    "requests": 19,
-    "soundness": 19,
-    "worker": 20,
-    "predictor": 20,
-    "choosing": 20,
-    "fitting": 21,
-    "evaluation": 21,
-    "": 22,  # tsde/__init__.py
+    "training": 18,
+    "calibration": 18,
+    "advice": 18,
+    "config": 19,
+    "members": 20,
+    "requests": 20,
+    "soundness": 20,
+    "worker": 21,
+    "predictor": 21,
+    "choosing": 21,
+    "fitting": 22,
+    "evaluation": 22,
+    "": 23,  # tsde/__init__.py
 }
 
-SHARED_PARTS = {f"tsde.models.{part}" for part in ("parts", "recent", "linear", "components", "horizon", "readout")}
+SHARED_PARTS = {
+    f"tsde.models.{part}"
+    for part in ("parts", "recent", "harmonics", "cycle", "linear", "components", "horizon", "readout")
+}
 MLFLOW_FILES = {"pipelines/tracking.py", "pipelines/mlflow_model.py"}
 PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
 

@@ -34,6 +34,8 @@ SIZES = {"modes": 6, "width": 8, "hidden": 8, "latent": 4, "control": 4, "horizo
 SIZES |= {"samples": 3, "train_samples": 2, "blocks": 1, "trees": 20, "smallest_leaf": 4}
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "filter-gaussian": ("filter", {"head": "gaussian"}),
+    "filter-harmonics": ("filter", {"harmonics": 2}),
+    "ridge-harmonics": ("ridge", {"harmonics": 2}),
     "latent_ode-student_t": ("latent_ode", {"head": "student_t"}),
     "latent_sde-reversible_heun": ("latent_sde", {"method": "reversible_heun"}),
     "latent_sde-linear_noise": ("latent_sde", {"noise": "linear"}),

@@ -16,6 +16,9 @@ from tsde.calendar import PHASES, phases
 from tsde.series import SeriesBatch, SeriesSet
 
 _MANY = 20  # series, from which on each is a group of its own
+FOLDS = 5
+"""Parts of the groups of origins; what is fitted in closed form is tried on each after a fit to the others."""
+
 _FEWEST, _MOST, _LONG = 5, 10, 2.0  # stretches of time where series are few, and horizons in one
 _NOISE = 0.2  # deviations
 _TOLERANCE = 1e-6  # of a horizon: a target exactly one horizon ahead is inside it whatever the rounding

@@ -37,6 +37,9 @@ class FilterConfig(BaseModel):
         ge=1,
         description="principal components that stand for the channels in the state; for many that move as one",
     )
+    harmonics: int | None = Field(
+        None, ge=1, le=32, description="of a cycle that series share at paces and phases of their own, as in gait"
+    )
     steps: int = Field(12, ge=1, description="solver steps per horizon")
     tolerance: float | None = Field(None, gt=0, description="of adaptive steps over the horizon; else they are fixed")
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -69,7 +72,9 @@ class Filter(Forecaster):
         horizon = config.horizon_modes, config.width, config.steps, config.tolerance, config.dropout
         self.horizon = Horizon(size, seen, *horizon)
         latent = self.horizon.size if self.components is None else self.components.spread_size(self.horizon.size)
-        self.readout = Readout(latent, channels, config.head, config.width, config.dropout, anchored=True)
+        self.readout = Readout(
+            latent, channels, config.head, config.width, config.dropout, anchored=True, harmonics=config.harmonics
+        )
 
     def encode(self, context: SeriesBatch) -> Tensor:
         """The state after each row, `(B, n, 2M)`."""

@@ -8,44 +8,49 @@ import torch
 from torch import Tensor, nn
 
 from tsde.calendar import PHASES
+from tsde.models.cycle import Cycle
 from tsde.models.parts import line_sums, nonnegative_line
-from tsde.windows import Query, Window
+from tsde.windows import FOLDS, Query, Window
 
 _PENALTIES = (1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2, 1e-3)  # the strongest first: it is taken where folds tell nothing
-_FOLDS = 5
 _FARTHEST = 2.0  # horizons: beyond, a line in the lead time is not followed any further
 _MOVING = 7 + PHASES
+_OFFSETS = (3.0, 12.0)  # per horizon: how fast the distance from a cycle is forgotten
 
 
 class LinearRoute(nn.Module):
     """x_c(t) = w_c . phi_c + e, Var e = a_c + b_c lead: one ridge regression per channel, fitted in closed form.
 
     phi holds the channel's own recent past, every channel's last value and presence, the channel's last value, mean
-    and one times functions of the lead, and where in the calendar's cycles the time lies. Groups of origins
-    (`tsde.windows.Origins`) form five folds. The errors of each fold under weights from the other four choose the
-    penalty of each channel, in observations, and give a, b >= 0 by least squares. In training mode a row is answered
-    by the weights that have not seen its fold: what is learnt on top must not trust the regression more than on new
-    series (stacking, Wolpert 1992).
+    and one times functions of the lead, where in the calendar's cycles the time lies, and, with `harmonics`, where a
+    cycle of the series' own (`Cycle`) takes the channel and the distance from it at the origin, fading. Groups of
+    origins (`tsde.windows.Origins`) form five folds. The errors of each fold under weights from the other four choose
+    the penalty of each channel, in observations, and give a, b >= 0 by least squares. In training mode a row is
+    answered by the weights, and the cycle, that have not seen its fold: what is learnt on top must not trust the
+    regression more than on new series (stacking, Wolpert 1992).
     """
 
     weight: Tensor
     others: Tensor
     variance: Tensor
 
-    def __init__(self, channels: int, summary: int):
+    def __init__(self, channels: int, summary: int, harmonics: int | None = None):
         """
         Args:
             summary: numbers per channel in a summary of its recent past.
+            harmonics: of a cycle that series share; None for none.
         """
         super().__init__()
-        size = summary + 2 * channels + _MOVING
+        self.cycle = Cycle(channels, harmonics) if harmonics else None
+        size = summary + 2 * channels + _MOVING + (1 + len(_OFFSETS) if harmonics else 0)
         self.register_buffer("weight", torch.zeros(channels, size))
-        self.register_buffer("others", torch.zeros(_FOLDS, channels, size), persistent=False)
+        self.register_buffer("others", torch.zeros(FOLDS, channels, size), persistent=False)
         self.register_buffer("variance", torch.tensor([[1.0], [0.0]]).repeat(1, channels))  # (2, C): a, b
 
     def forward(self, summary: Tensor, query: Query) -> Tensor:
         """`summary (B, K, C, F)` as `RecentValues` gives it -> means `(B, K, H, C)`."""
-        return _line(summary, query, self.others[_fold(query)] if self.training else self.weight)
+        weight = self.others[_fold(query)] if self.training else self.weight
+        return _line(summary, query, self._returning(summary, query, self.training), weight)
 
     def deviation(self, lead: Tensor) -> Tensor:
         """Standard deviation of e at `lead (...)`: `(..., C)`."""
@@ -54,12 +59,17 @@ class LinearRoute(nn.Module):
 
     def fit(self, summaries: Sequence[Tensor], windows: Sequence[Window]) -> None:
         """Weights and variance from the windows' observed targets, clipped at ten standard deviations."""
+        if self.cycle is not None:
+            self.cycle.fit(windows)
+        pairs = list(zip(summaries, windows, strict=True))
+        returning = [self._returning(summary, window.query, apart=True) for summary, window in pairs]
         channels, size = self.weight.shape
-        moments = torch.zeros(_FOLDS, channels, size + 1, size + 1, dtype=torch.float64)
-        for summary, window in zip(summaries, windows, strict=True):
-            joint = torch.cat([_features(summary, window.query), window.values.clamp(-10, 10)[..., None]], -1)
+        moments = torch.zeros(FOLDS, channels, size + 1, size + 1, dtype=torch.float64)
+        for (summary, window), own in zip(pairs, returning, strict=True):
+            targets = window.values.clamp(-10, 10)[..., None]
+            joint = torch.cat([_features(summary, window.query), own, targets], -1)
             joint, fold = torch.where(window.mask[..., None], joint, 0.0), _fold(window.query)
-            for number in range(_FOLDS):
+            for number in range(FOLDS):
                 part = joint[fold == number].flatten(0, 1).transpose(0, 1).double()  # (C, N, P + 1)
                 moments[number] += part.transpose(1, 2) @ part
         every, channel = moments.sum(0), torch.arange(channels)
@@ -69,24 +79,36 @@ class LinearRoute(nn.Module):
         self.others[:] = torch.stack([weights[best, channel] for weights in without]).float()
         self.weight[:] = _ridges(every)[best, channel].float()
         sums = torch.zeros(5, channels, dtype=torch.float64)
-        for summary, window in zip(summaries, windows, strict=True):
-            square = (window.values - _line(summary, window.query, self.others[_fold(window.query)])).square()
+        for (summary, window), own in zip(pairs, returning, strict=True):
+            square = (window.values - _line(summary, window.query, own, self.others[_fold(window.query)])).square()
             sums += line_sums(window.query.lead[..., None].expand_as(square), square, window.mask)
         self.variance[:] = nonnegative_line(sums).float()
+
+    def _returning(self, summary: Tensor, query: Query, apart: bool) -> Tensor:
+        """The part of phi that a cycle gives, `(B, K, H, C, 3)`, or nothing of it; `apart` as in `Cycle`."""
+        if self.cycle is None:
+            return summary.new_zeros(*query.times.shape, summary.shape[2], 0)
+        ahead, now = self.cycle.expected(query, apart)
+        last, known = summary[..., 0], summary[..., 1]
+        offset = (known * (last - now))[:, :, None, :, None]
+        fades = torch.exp(-query.lead[..., None] * query.lead.new_tensor(_OFFSETS))[..., None, :]
+        return torch.cat([ahead[..., None], offset * fades], -1)
 
 
 def _fold(query: Query) -> Tensor:
     """The fold of each origin's group, `(B, K)`."""
-    return query.groups % _FOLDS
+    return query.groups % FOLDS
 
 
-def _line(summary: Tensor, query: Query, weight: Tensor) -> Tensor:
+def _line(summary: Tensor, query: Query, returning: Tensor, weight: Tensor) -> Tensor:
     """w . phi, `(B, K, H, C)`, for weights `(C, P)` or `(B, K, C, P)`."""
     steady, moving = _parts(summary)
-    level = (steady * weight[..., :-_MOVING]).sum(-1)
-    scaled = (moving * weight[..., -_MOVING:])[:, :, None]  # (B, K, 1, C, 19)
+    of_steady, of_moving, of_returning = weight.split([steady.shape[-1], _MOVING, returning.shape[-1]], -1)
+    level = (steady * of_steady).sum(-1)
+    scaled = (moving * of_moving)[:, :, None]  # (B, K, 1, C, 19)
     # a batched matrix product may round by a row's place in the batch; a sum does not
-    return level[:, :, None] + (_functions(query)[..., None, :] * scaled).sum(-1)
+    line = level[:, :, None] + (_functions(query)[..., None, :] * scaled).sum(-1)
+    return line + (returning * of_returning[..., None, :, :]).sum(-1)
 
 
 def _parts(summary: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +128,7 @@ def _functions(query: Query) -> Tensor:
 
 
 def _features(summary: Tensor, query: Query) -> Tensor:
-    """phi, `(B, K, H, C, P)`."""
+    """The part of phi that no cycle gives, `(B, K, H, C, P)`."""
     steady, moving = _parts(summary)
     varying = moving[:, :, None] * _functions(query)[..., None, :]
     return torch.cat([steady[:, :, None].expand(*varying.shape[:-1], -1), varying], -1)

@@ -46,15 +46,17 @@ class Readout(nn.Module):
         width: int,
         dropout: float,
         anchored: bool = False,
+        harmonics: int | None = None,
     ):
         """
         Args:
             anchored: the states' first modes are the channels themselves (`tsde.models.horizon`).
+            harmonics: of a cycle that series share, known to the ridge regression; None for none.
         """
         super().__init__()
         self.head, self.anchored = head, anchored
         self.recent = RecentValues()
-        self.linear = LinearRoute(channels, RecentValues.size)
+        self.linear = LinearRoute(channels, RecentValues.size, harmonics)
         self.embedding = nn.Parameter(0.3 * torch.randn(channels, 8))
         self.local = mlp(RecentValues.size + 8, width, width)
         per_channel = max(8, min(width, 256 // channels))

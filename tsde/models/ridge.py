@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch.distributions import Distribution, Normal
 
 from tsde.model import Forecaster, Loss
@@ -21,6 +21,7 @@ class RidgeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Literal["ridge"] = "ridge"
+    harmonics: int | None = Field(None, ge=1, le=32, description="of a cycle that series share, as in gait; else none")
 
 
 class Ridge(Forecaster):
@@ -29,7 +30,7 @@ class Ridge(Forecaster):
     def __init__(self, config: RidgeConfig, channels: int):
         super().__init__()
         self.recent = RecentValues()
-        self.linear = LinearRoute(channels, RecentValues.size)
+        self.linear = LinearRoute(channels, RecentValues.size, config.harmonics)
 
     def prepare(self, windows: Sequence[Window]) -> None:
         self.linear.fit([self.recent(window.query)[0] for window in windows], windows)
