@@ -7,8 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from tsde.model import Cautious
 from tsde.models import harmonics
 from tsde.models.cycle import Cycle
+from tsde.models.filter import Filter, FilterConfig
+from tsde.models.readout import Readout
 from tsde.models.ridge import Ridge, RidgeConfig
 from tsde.series import SeriesBatch
 from tsde.windows import FOLDS, Query, Window
@@ -161,3 +164,8 @@ def test_random_walks_have_no_cycle_that_would_spoil_the_regression() -> None:
         window = part(slice(40, 80))
         errors.append(float((model.eval()(window.query).mean - window.values).square().mean()))
     assert errors[1] < 1.1 * errors[0]
+
+
+def test_only_the_readout_has_a_trust_that_validation_may_change() -> None:
+    parts = [part for part in Filter(FilterConfig(harmonics=2), 3).modules() if isinstance(part, Cautious)]
+    assert [type(part) for part in parts] == [Readout]

@@ -19,7 +19,7 @@ _PACES, _PHASES = 61, 128  # points of the grid
 _WIDEST = 0.3  # logarithm of the fastest pace over the usual one, and of that over the slowest
 _NEAR = 0.015  # logarithm: how far a pace may be from one that was seen
 _STRANGE, _FAR = 0.2, 0.15  # share of series whose pace is unlike any that was seen, and how far it may be then
-_TRUSTS = (0.1, 0.3, 1.0, 3.0, 10.0)
+_EVIDENCES = (0.1, 0.3, 1.0, 3.0, 10.0)
 _EXAMPLES = 192  # windows to learn from
 _FREQUENCIES, _CANDIDATES, _ROUNDS = 96, 3, 8
 _FEWEST = 0.8  # of a cycle, in the span of an example
@@ -30,13 +30,13 @@ class Cycle(nn.Module):
 
     with one template A for all series. Phase and pace of each are found from its context by Bayes' rule on a grid: any
     phase, a pace as in training or, now and then, unlike any; the forecast is the mean over the posterior. What a
-    series leaves of a template lasts, so its rows are no independent witnesses, and together count as `trust` rows:
+    series leaves of a template lasts, so its rows are no independent witnesses, and together count as `evidence` rows:
 
-        log p(phi, omega | context) = -trust C / (2 s^2) mean (x - x(phi, omega))^2 + log p(omega) + const
+        log p(phi, omega | context) = -evidence C / (2 s^2) mean (x - x(phi, omega))^2 + log p(omega) + const
 
     with s^2 the mean square of e. A, and phases and paces of training windows, are fitted in turns, from the
-    frequencies that suit single windows best; frequency and trust are those that forecast best where A was not fitted,
-    in other folds of the groups of origins.
+    frequencies that suit single windows best; frequency and evidence are those that forecast best where A was not
+    fitted, in other folds of the groups of origins.
     """
 
     template: Tensor
@@ -44,7 +44,7 @@ class Cycle(nn.Module):
     omega: Tensor
     prior: Tensor
     noise: Tensor
-    trust: Tensor
+    evidence: Tensor
 
     def __init__(self, channels: int, harmonics: int):
         super().__init__()
@@ -54,7 +54,7 @@ class Cycle(nn.Module):
         self.register_buffer("omega", torch.ones(()))  # radians per horizon
         self.register_buffer("prior", torch.zeros(_PACES))  # log p(omega) on the grid
         self.register_buffer("noise", torch.ones(()))  # s^2
-        self.register_buffer("trust", torch.ones(()))
+        self.register_buffer("evidence", torch.ones(()))
 
     def expected(self, query: Query, apart: bool) -> tuple[Tensor, Tensor]:
         """Posterior means at the query times, `(B, K, H, C)`, and at the origins, `(B, K, C)`.
@@ -67,7 +67,7 @@ class Cycle(nn.Module):
             template = torch.view_as_complex(self.others)[query.groups % FOLDS]
         context, channels = query.context, template.shape[-2]
         misfit, count = self._misfit(context.times, clipped(context), context.mask, query.origins, template)
-        weight = self.trust * channels / (2 * self.noise * count.clamp(min=1))
+        weight = self.evidence * channels / (2 * self.noise * count.clamp(min=1))
         posterior = (self.prior[:, None] - weight[..., None, None] * misfit).flatten(2).softmax(-1)
         turned = powers(self.harmonics + 1, _phases())
         mean = posterior.unflatten(-1, (_PACES, _PHASES)) @ torch.view_as_real(turned).flatten(1)  # (B, K, W, 2J + 2)
@@ -82,15 +82,17 @@ class Cycle(nn.Module):
         return path[:, :, 1:], path[:, :, 0]
 
     def fit(self, windows: Sequence[Window]) -> None:
-        """Template, frequency, paces and trust from the windows' contexts and targets."""
+        """Template, frequency, paces and evidence from the windows' contexts and targets."""
+        if not windows:
+            return
         step = -(-sum(len(window.series) for window in windows) // _EXAMPLES)
         windows = [_every(window, step) for window in windows]
         examples = [_example(window) for window in windows]
         best, kept = math.inf, dict(self.named_buffers())
         for omega in self._frequencies(examples):
             self._align(examples, omega)
-            for trust in _TRUSTS:
-                self.trust.fill_(trust)
+            for evidence in _EVIDENCES:
+                self.evidence.fill_(evidence)
                 error = self._error(windows)
                 if error < best:
                     best, kept = error, {name: value.clone() for name, value in self.named_buffers()}
