@@ -79,9 +79,10 @@ of the mean forecast. `analog` continues each test sequence as the nearest momen
 its settings chosen on the three validation sequences, which also stop training and calibrate. In setup 2 our models
 learn from all 300 frames of the training sequences; NCDSSM's published code learns from the first 200.
 
-`model.harmonics` was made for this board, on quarters of its training sequences with the validation sequences in sight:
-four, six and eight harmonics forecast alike there. Test scores of other settings had been seen by then; those of `filter`
-with a cycle were made twice, since the first rows (4.25 and 10.2) had a mistake in how much a context tells of a phase.
+`model.harmonics` was made for this board, on quarters of its training sequences with the validation sequences in
+sight: four, six and eight harmonics forecast alike there. Test scores of other settings had been seen by then; those
+of `filter` with a cycle were made twice, since the first rows (4.25 and 10.2) had a mistake in how much a context
+tells of a phase.
 """
 
 BOARD = Board(

@@ -86,19 +86,20 @@ Made by `python benchmarks/boards.py report` from `benchmarks/rows/`; protocols 
 Test scores: mean ± standard deviation over folds or seeds, with their number where it is not all of them. Selection is
 on validation series only, and a fold's test split is scored once per row. Fewer folds than the quoted numbers have are
 a first look, not a comparison: a fold's deviation is 5 to 15 % on B1. Some defaults were chosen while held-out scores
-on series of LEN01, HOD01 and LEN02 (B1), B5 and B6 were in sight, under other splits of the same files, so those series
-may be in the test parts here: rows of these sets are not untouched. The recipe was then frozen, on validation series of
-folds 0 and 1 of B1 and of B2, B5 and B6; of B1 folds 3 and 4 are the ones that nothing was scored on before (fold 2 was
-once, by a run of the same recipe that the clock cut short). Rows keep the commit that made them: those of `filter` on
-folds 1 to 4 of B1 (but DUP03, WAN01, LEN01 and LI01 of fold 1) came before corrections and intervals were put in units
-of what ridge regression leaves, before validation decided how much of that regression a forecast keeps, and before the
-latent ODE had the channels among its modes. Fold 0 of B1 was repeated after the first two and after the third: 1 and
-then .5 % less squared error in the geometric mean, and no set moved by more than its deviation over folds but WAN01
-(14 % less); WAN01, LEN01 and LI01 of fold 1 came back 8, 1 and 2 % higher, within it. `filter` on B5 was repeated on all
-folds: .395 (CRPS .220) in place of .378 (.215), so that it no longer leads the recurrent unit (.385, .222) in squared
-error there; what made it worse is not known (not the units, the modes nor the schedule of validations). Of all rows B5's
-of `filter`, those of fold 1 named above, B2's seeds 2 to 4 and B4's with a cycle came after validation's ties were given
-to the regression (`tsde/trust.py`); where what was learnt leads by more than a standard error that changes nothing.
+on series of LEN01, HOD01 and LEN02 (B1), B5 and B6 were in sight, under other splits of the same files, so those
+series may be in the test parts here: rows of these sets are not untouched. The recipe was then frozen, on validation
+series of folds 0 and 1 of B1 and of B2, B5 and B6; of B1 folds 3 and 4 are the ones that nothing was scored on before
+(fold 2 was once, by a run of the same recipe that the clock cut short). Rows keep the commit that made them: those of
+`filter` on folds 1 to 4 of B1 (but DUP03, WAN01, LEN01 and LI01 of fold 1) came before corrections and intervals were
+put in units of what ridge regression leaves, before validation decided how much of that regression a forecast keeps,
+and before the latent ODE had the channels among its modes. Fold 0 of B1 was repeated after the first two and after the
+third: 1 and then .5 % less squared error in the geometric mean, and no set moved by more than its deviation over folds
+but WAN01 (14 % less); WAN01, LEN01 and LI01 of fold 1 came back 8, 1 and 2 % higher, within it. `filter` on B5 was
+repeated on all folds: .395 (CRPS .220) in place of .378 (.215), so that it no longer leads the recurrent unit (.385,
+.222) in squared error there; what made it worse is not known (not the units, the modes nor the schedule of
+validations). Of all rows B5's of `filter`, those of fold 1 named above, B2's seeds 2 to 4 and B4's with a cycle came
+after validation's ties were given to the regression (`tsde/trust.py`); where what was learnt leads by more than a
+standard error that changes nothing.
 
 The names of our rows are families and the settings that differ from the defaults; `last`, `mean` and `ridge` are the
 baselines, `analog` and `oracle` references of single boards. Marks of quoted numbers: [R] read in an official
