@@ -15,10 +15,10 @@ from torch import Tensor
 from tsde.calendar import PHASES, phases
 from tsde.series import SeriesBatch, SeriesSet
 
-_MANY = 20  # series, from which on each is a group of its own
 FOLDS = 5
 """Parts of the groups of origins; what is fitted in closed form is tried on each after a fit to the others."""
 
+_MANY = 20  # series, from which on each is a group of its own
 _FEWEST, _MOST, _LONG = 5, 10, 2.0  # stretches of time where series are few, and horizons in one
 _NOISE = 0.2  # deviations
 _TOLERANCE = 1e-6  # of a horizon: a target exactly one horizon ahead is inside it whatever the rounding
@@ -56,6 +56,11 @@ class Query:
     def groups(self) -> Tensor:
         """`(B, K)`: the groups, or the series where nothing is said of them."""
         return self.context.key[:, None].expand(self.origins.shape) if self.group is None else self.group
+
+    @property
+    def fold(self) -> Tensor:
+        """`(B, K)`: which of the `FOLDS` parts of the groups an origin belongs to."""
+        return self.groups % FOLDS
 
     @cached_property
     def latest(self) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,7 @@ class Cycle(nn.Module):
         """
         template = torch.view_as_complex(self.template).expand(*query.origins.shape, -1, -1)
         if apart:
-            template = torch.view_as_complex(self.others)[query.groups % FOLDS]
+            template = torch.view_as_complex(self.others)[query.fold]
         context, channels = query.context, template.shape[-2]
         misfit, count = self._misfit(context.times, clipped(context), context.mask, query.origins, template)
         weight = self.evidence * channels / (2 * self.noise * count.clamp(min=1))
@@ -229,5 +229,5 @@ def _example(window: Window) -> _Example:
         torch.cat([query.context.times, query.times[:, 0]], 1),
         torch.cat([clipped(query.context), targets], 1),
         torch.cat([query.context.mask, window.mask[:, 0]], 1),
-        query.groups[:, 0] % FOLDS,
+        query.fold[:, 0],
     )

@@ -41,9 +41,9 @@ def moments(angle: Tensor, values: Tensor, mask: Tensor, harmonics: int) -> Tens
     return torch.cat([torch.cat([gram, cross], -1), torch.cat([cross.mT, total], -1)], -2)
 
 
-def fitted(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """The template of least squares, `(..., C, J + 1)`, and the sum of squares it leaves, `(..., C)`."""
-    gram, cross, total = moments[..., :-1, :-1], moments[..., :-1, -1], moments[..., -1, -1]
+def fitted(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """The template of least squares from `moments`, `(..., C, J + 1)`, and the squares it leaves, `(..., C)`."""
+    gram, cross, total = sums[..., :-1, :-1], sums[..., :-1, -1], sums[..., -1, -1]
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
     weight = torch.linalg.solve(gram + _PENALTY * (gram[..., :1, :1] + 1) * eye, cross)
     left = total - 2 * (weight * cross).sum(-1) + (weight * (gram @ weight[..., None])[..., 0]).sum(-1)

@@ -49,7 +49,7 @@ class LinearRoute(nn.Module):
 
     def forward(self, summary: Tensor, query: Query) -> Tensor:
         """`summary (B, K, C, F)` as `RecentValues` gives it -> means `(B, K, H, C)`."""
-        weight = self.others[_fold(query)] if self.training else self.weight
+        weight = self.others[query.fold] if self.training else self.weight
         return _line(summary, query, self._returning(summary, query, self.training), weight)
 
     def deviation(self, lead: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class LinearRoute(nn.Module):
         for (summary, window), own in zip(pairs, returning, strict=True):
             targets = window.values.clamp(-10, 10)[..., None]
             joint = torch.cat([_features(summary, window.query), own, targets], -1)
-            joint, fold = torch.where(window.mask[..., None], joint, 0.0), _fold(window.query)
+            joint, fold = torch.where(window.mask[..., None], joint, 0.0), window.query.fold
             for number in range(FOLDS):
                 part = joint[fold == number].flatten(0, 1).transpose(0, 1).double()  # (C, N, P + 1)
                 moments[number] += part.transpose(1, 2) @ part
@@ -80,7 +80,7 @@ class LinearRoute(nn.Module):
         self.weight[:] = _ridges(every)[best, channel].float()
         sums = torch.zeros(5, channels, dtype=torch.float64)
         for (summary, window), own in zip(pairs, returning, strict=True):
-            square = (window.values - _line(summary, window.query, own, self.others[_fold(window.query)])).square()
+            square = (window.values - _line(summary, window.query, own, self.others[window.query.fold])).square()
             sums += line_sums(window.query.lead[..., None].expand_as(square), square, window.mask)
         self.variance[:] = nonnegative_line(sums).float()
 
@@ -93,11 +93,6 @@ class LinearRoute(nn.Module):
         offset = (known * (last - now))[:, :, None, :, None]
         fades = torch.exp(-query.lead[..., None] * query.lead.new_tensor(_OFFSETS))[..., None, :]
         return torch.cat([ahead[..., None], offset * fades], -1)
-
-
-def _fold(query: Query) -> Tensor:
-    """The fold of each origin's group, `(B, K)`."""
-    return query.groups % FOLDS
 
 
 def _line(summary: Tensor, query: Query, returning: Tensor, weight: Tensor) -> Tensor:
