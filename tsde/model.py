@@ -34,9 +34,15 @@ class Prepared(Protocol):
 
 @runtime_checkable
 class Cautious(Protocol):
-    """A part of a model that answers with `trust` of what it learnt, and for the rest with something simple."""
+    """A part of a model that answers with `trust` of what it learnt, and for the rest with something simple.
+
+    Parts are recognised by their names alone, so that `trust` by itself would not do: other parts may have one.
+    """
 
     trust: Tensor
+
+    def learnt(self, query: Query, states: Tensor) -> Distribution:
+        """The answer, whatever the trust in it."""
 
 
 class Forecaster(nn.Module, ABC):
