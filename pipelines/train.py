@@ -146,8 +146,12 @@ def run(
         if fitted.trials:
             tried = ", ".join(f"{name} {crps:.4f}" for name, crps in fitted.trials.items())
             note(f"chose {predictor.experiment.model.family} by validation CRPS: {tried}")
-        if (trust := predictor.trust) < 1:
-            note(f"the validation part bears out {trust:.0%} of what the members learnt; the rest is ridge regression")
+        means, quantiles = predictor.trust
+        if min(means, quantiles) < 1:
+            note(
+                f"the validation part bears out {means:.0%} of the means and {quantiles:.0%} of the quantiles that the "
+                "members learnt; the rest is ridge regression"
+            )
         board = score(predictor, held_out.windows, held_out.part) if held_out.windows else None
         card = Card.new(
             data.facts, board, data.experiment.seed, time.monotonic() - started, fitted.history, fitted.trials

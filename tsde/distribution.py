@@ -152,11 +152,12 @@ def average(members: Sequence[Quantiles]) -> Quantiles:
     return Quantiles(mean, values, members[0].levels)
 
 
-def blend(forecast: Distribution, simple: Normal, trust: float) -> Quantiles:
-    """`average` of two with the weights `trust` and `1 - trust`, on the levels of the first if it has some."""
+def blend(forecast: Distribution, simple: Normal, trust: Tensor) -> Quantiles:
+    """A weighted `average` of two, on the levels of the first if it has some: `trust (2,)` is the weight of its mean
+    and that of its quantile function, the rest is the other's."""
     law = forecast if isinstance(forecast, Quantiles) else summarise(forecast)
-    values = torch.lerp(quantiles(simple, law.levels), law.values, trust)
-    return Quantiles(torch.lerp(simple.mean, law.mean, trust), values, law.levels)
+    values = torch.lerp(quantiles(simple, law.levels), law.values, trust[1])
+    return Quantiles(torch.lerp(simple.mean, law.mean, trust[0]), values, law.levels)
 
 
 def affine(distribution: Quantiles, location: Tensor, scale: Tensor) -> Quantiles:

@@ -36,6 +36,8 @@ class Prepared(Protocol):
 class Cautious(Protocol):
     """A part of a model that answers with `trust` of what it learnt, and for the rest with something simple.
 
+    `trust (2,)` is that in means and that in quantile functions.
+
     Parts are recognised by their names alone, so that `trust` by itself would not do: other parts may have one.
     """
 

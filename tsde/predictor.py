@@ -89,10 +89,14 @@ class Predictor:
         return self.scaler.channels
 
     @property
-    def trust(self) -> float:
-        """The members' mean trust in what they learnt, the rest being ridge regression; one if no part is cautious."""
+    def trust(self) -> tuple[float, float]:
+        """The members' average trust in the means and quantiles that they learnt; ones if no part is cautious.
+
+        The rest is ridge regression.
+        """
         parts = [part.trust for member in self.members for part in member.modules() if isinstance(part, Cautious)]
-        return float(torch.stack(parts).mean()) if parts else 1.0
+        means, quantiles = torch.stack(parts).mean(0).tolist() if parts else (1.0, 1.0)
+        return means, quantiles
 
     @torch.no_grad()
     def law(self, query: Query, calibrated: bool = True) -> Quantiles:

@@ -31,9 +31,9 @@ class Readout(nn.Module):
     of one where that is more: a channel that is predicted to a hundredth of its deviation needs corrections and
     intervals of that size.
 
-    After training, quantile functions are `trust` of this law's and `1 - trust` of N(ridge, s_c^2)'s. Validation
-    series choose `trust` (`tsde.trust`): on small tables a part of the regression is worth more than all of what
-    was learnt.
+    After training, quantile functions are `trust` of this law's and `1 - trust` of N(ridge, s_c^2)'s, and so are means
+    with a `trust` of their own. Validation series choose both (`tsde.trust`): on small tables a part of the regression
+    is worth more than all of what was learnt.
     """
 
     trust: Tensor
@@ -64,7 +64,7 @@ class Readout(nn.Module):
         self.mix = nn.Linear(per_channel, width, bias=False)
         self.lead = nn.Linear(LEAD_FEATURES, width)
         self.dropout = nn.Dropout(dropout)
-        self.register_buffer("trust", torch.ones(()))
+        self.register_buffer("trust", torch.ones(2))  # of means, of quantile functions
         self.hidden = nn.Linear(width, width)
         routes = RecentValues.routes + 1 + anchored
         self.out = nn.Linear(width, routes + 1 + heads.head_size(head))
@@ -96,9 +96,9 @@ class Readout(nn.Module):
         return self._answer(states, None, *self._known(query, None))
 
     def _cautious(self, law: Distribution, routes: Tensor, unit: Tensor) -> Distribution:
-        if self.training or self.trust == 1:
+        if self.training or (self.trust == 1).all():
             return law
-        return blend(law, Normal(routes[..., -1], unit, validate_args=False), float(self.trust))
+        return blend(law, Normal(routes[..., -1], unit, validate_args=False), self.trust)
 
     def _known(self, query: Query, cells: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """What no state changes, in all cells or M of them: shifts of the hidden units, routes, and s."""
