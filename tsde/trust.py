@@ -13,15 +13,18 @@ from tsde.model import Cautious, Forecaster
 from tsde.windows import Window
 
 _TRUSTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
+_DEAREST = 0.05  # excess of score that is paid for a simpler forecast
+_ALIKE = 0.01  # of the mean score: groups with less are forecast alike
 
 
 def choose_trust(model: Forecaster, validation: Sequence[Window]) -> None:
     """The least trust in what was learnt whose score on the validation windows is within a standard error of the best.
 
     Means are scored by squared error and quantile functions by CRPS. Where they cannot tell two trusts apart, the
-    simpler forecast has the say (the rule of one standard error of Breiman et al. 1984). The error is that of the
-    paired difference, with the groups of `tsde.windows.Origins` as clusters; from a single group there is none, and
-    the best is taken.
+    simpler forecast has the say (the rule of one standard error of Breiman et al. 1984), but for no more than a
+    twentieth of the score. Scores are compared group by group (`tsde.windows.Origins`), by the logarithm of their
+    means, weighted by the number of targets: of totals, one wild series in six can have nine tenths, and whatever it
+    says has an error in which nothing differs. From a single group there is no error, and the best is taken.
     """
     cautious = [part for part in model.modules() if isinstance(part, Cautious)]
     if not cautious:
@@ -32,7 +35,7 @@ def choose_trust(model: Forecaster, validation: Sequence[Window]) -> None:
             part.trust.fill_(trust)
         return summarise(model(window.query))
 
-    scores, groups = [torch.zeros(0, 2, len(_TRUSTS))], [torch.zeros(0, dtype=torch.long)]  # per origin
+    scores, counts, groups = [torch.zeros(0, 2, len(_TRUSTS))], [torch.zeros(0)], [torch.zeros(0).long()]  # per origin
     with torch.no_grad():
         for window in validation:
             learnt, simple = law(window, 1.0), law(window, 0.0)
@@ -43,18 +46,24 @@ def choose_trust(model: Forecaster, validation: Sequence[Window]) -> None:
                 both = torch.where(window.mask, torch.stack([error, crps]), 0.0)
                 totals.append(both.sum((3, 4)).flatten(1).T)
             scores.append(torch.stack(totals, -1))
+            counts.append(window.mask.sum((2, 3)).flatten())
             groups.append(window.query.groups.flatten())
-    group = torch.cat(groups)
-    taken = [_least(score, group) for score in torch.cat(scores).double().unbind(1)]
+    found, index = torch.cat(groups).unique(return_inverse=True)
+    total = torch.zeros(len(found), 2, len(_TRUSTS), dtype=torch.float64).index_add(
+        0, index, torch.cat(scores).double()
+    )
+    count = torch.zeros(len(found), dtype=torch.float64).index_add(0, index, torch.cat(counts).double())
+    taken = [_least(score[count > 0], count[count > 0]) for score in total.unbind(1)]
     for part in cautious:
         part.trust.copy_(torch.tensor(taken))
 
 
-def _least(score: Tensor, group: Tensor) -> float:
-    """The least trust within a standard error of the best, from scores `(M, trusts)` and their clusters `(M,)`."""
-    best = int(score.sum(0).argmin())
-    lowest = score[:, best, None]
-    excess = clustered_ratio(score - lowest, lowest, group)
-    fair = (excess.value <= excess.error) & torch.isfinite(excess.error)
+def _least(score: Tensor, count: Tensor) -> float:
+    """The least trust that will do, from total scores of groups `(G, trusts)` and their numbers of targets `(G,)`."""
+    floor = _ALIKE * score.sum(0).min() / count.sum()
+    logs = (score / count[:, None] + floor.clamp(min=1e-12)).log() * count[:, None]
+    best = int(logs.sum(0).argmin())
+    excess = clustered_ratio(logs - logs[:, best, None], count[:, None], torch.arange(len(count)))
+    fair = (excess.value <= excess.error.clamp(max=_DEAREST)) & torch.isfinite(excess.error)
     fair[best] = True
     return _TRUSTS[int(torch.nonzero(fair).max())]
