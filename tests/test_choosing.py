@@ -260,7 +260,7 @@ def test_the_least_trust_within_a_standard_error_of_the_best_is_taken(off: float
     count = sum(torch.bincount(w.series, w.mask.sum((1, 2, 3)), len(TABLE.ids)) for w in validation).double()
     count = count[count > 0]
     for trust, scores in zip(taken, every, strict=True):
-        logs = (scores / count + 0.01 * scores.sum(1).min() / count.sum()).log()
+        logs = (scores / count + 0.01 * scores.sum(1, keepdim=True) / count.sum()).log()
         best = logs[(count * logs).sum(1).argmin()]
         near = []
         for candidate, own in zip(TRUSTS, logs, strict=True):

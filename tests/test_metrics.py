@@ -119,6 +119,24 @@ def test_one_cluster_says_nothing_about_its_spread() -> None:
     assert math.isnan(mean) and error == math.inf
 
 
+def test_log_means_are_those_of_each_cluster(random: torch.Generator) -> None:
+    score, count = torch.rand(30, 2, generator=random), torch.randint(1, 5, (30,), generator=random)
+    cluster = torch.randint(4, (30,), generator=random)
+    score[cluster == 2], count[cluster == 2] = 0.0, 0  # nothing was observed of it
+    logs, weight = metrics.log_means(score, count, 10 - cluster)
+    assert logs.shape == (3, 2)
+    overall = score.sum(0) / count.sum()
+    for number, own, found in zip((3, 1, 0), weight, logs, strict=True):
+        part = cluster == number
+        assert own == count[part].sum()
+        assert_close(found, (score[part].sum(0) / count[part].sum() + 0.01 * overall).log().double())
+
+
+def test_a_cluster_that_is_forecast_exactly_does_not_decide() -> None:
+    logs, weight = metrics.log_means(torch.tensor([1.0, 0.0]), torch.ones(2), torch.arange(2))
+    assert (weight == 1).all() and logs[1] == pytest.approx(math.log(0.005))
+
+
 def test_point_scores() -> None:
     y, point = torch.tensor([1.0, -2.0]), torch.tensor([3.0, -2.5])
     assert_close(metrics.mse(point, y), torch.tensor([4.0, 0.25]))

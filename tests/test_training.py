@@ -464,15 +464,17 @@ def test_only_matrices_decay() -> None:
     assert [p.shape for p in free["params"]] == [(2,), (2,), (2,)]  # type: ignore[attr-defined]
 
 
-def test_validation_score_is_the_mean_over_observed_targets() -> None:
+def test_validation_score_is_the_geometric_mean_over_groups_of_what_was_observed() -> None:
     """A forecast N(0, 1) has CRPS 0.2337 at 0 and 0.6022 at 1; what was not observed may be anything."""
     model = Scripted(pull)
     window = VALIDATION[0]
-    alternating = torch.arange(window.values.numel()).reshape(window.values.shape) % 2
-    values = torch.where(window.mask, alternating.float(), 1e6)
+    odd = (window.query.groups.unique(return_inverse=True)[1] % 2).bool()[..., None, None].expand(window.mask.shape)
+    values = torch.where(window.mask, odd.float(), 1e6)
     found = validation_crps(model, [Window(window.query, values, window.mask, window.series)])
-    share = float((alternating.bool() & window.mask).sum() / window.mask.sum())
-    assert found == pytest.approx((1 - share) * 0.2337 + share * 0.6022, rel=0.01)
+    share = float((odd & window.mask).sum() / window.mask.sum())
+    little = 0.01 * ((1 - share) * 0.2337 + share * 0.6022)
+    expected = math.exp((1 - share) * math.log(0.2337 + little) + share * math.log(0.6022 + little))
+    assert 0.1 < share < 0.9 and found == pytest.approx(expected, rel=0.01)
 
 
 def test_checkpoints_replace_each_other(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tsde.artifact import read_files, write_files
 from tsde.clock import Clock
 from tsde.distribution import summarise
 from tsde.errors import ArtifactError, DivergedError, UsageError
-from tsde.metrics import crps_quantiles
+from tsde.metrics import crps_quantiles, log_means
 from tsde.model import Forecaster
 from tsde.solving import Estimates, estimating, recomputing
 from tsde.trust import choose_trust
@@ -164,15 +164,17 @@ def divergence(checkpoint: Path) -> Divergence | None:
 
 
 def validation_crps(model: Forecaster, windows: Sequence[Window]) -> float:
-    """Mean CRPS over all observed targets, in scaled units."""
-    total, count = 0.0, 0
+    """CRPS in scaled units: the geometric mean of what the groups of origins have on average, as in `log_means`."""
+    scores, counts, groups = [], [], []  # per origin
     with torch.no_grad():
         for window in windows:
             forecast = summarise(model(window.query))
             crps = crps_quantiles(forecast.values, forecast.levels, window.values)
-            total += float(torch.where(window.mask, crps, 0.0).sum())
-            count += int(window.mask.sum())
-    return total / max(count, 1)
+            scores.append(torch.where(window.mask, crps, 0.0).sum((2, 3)).flatten())
+            counts.append(window.mask.sum((2, 3)).flatten())
+            groups.append(window.query.groups.flatten())
+    logs, weight = log_means(torch.cat(scores), torch.cat(counts), torch.cat(groups))
+    return float(((weight * logs).sum() / weight.sum()).exp())
 
 
 def fit(

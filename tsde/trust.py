@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from tsde.distribution import Quantiles, summarise
-from tsde.metrics import clustered_ratio, crps_quantiles
+from tsde.metrics import clustered_ratio, crps_quantiles, log_means
 from tsde.model import Cautious, Forecaster
 from tsde.windows import Window
 
 _TRUSTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 _DEAREST = 0.05  # excess of score that is paid for a simpler forecast
-_ALIKE = 0.01  # of the mean score: groups with less are forecast alike
 
 
 def choose_trust(model: Forecaster, validation: Sequence[Window]) -> None:
@@ -22,9 +21,9 @@ def choose_trust(model: Forecaster, validation: Sequence[Window]) -> None:
 
     Means are scored by squared error and quantile functions by CRPS. Where they cannot tell two trusts apart, the
     simpler forecast has the say (the rule of one standard error of Breiman et al. 1984), but for no more than a
-    twentieth of the score. Scores are compared group by group (`tsde.windows.Origins`), by the logarithm of their
-    means, weighted by the number of targets: of totals, one wild series in six can have nine tenths, and whatever it
-    says has an error in which nothing differs. From a single group there is no error, and the best is taken.
+    twentieth of the score. Scores are compared group by group of origins (`tsde.windows.Origins`), by logarithms
+    (`tsde.metrics.log_means`): of totals, one wild series in six can have nine tenths, and whatever it says has an
+    error in which nothing differs. From a single group there is no error, and the best is taken.
     """
     cautious = [part for part in model.modules() if isinstance(part, Cautious)]
     if not cautious:
@@ -35,7 +34,7 @@ def choose_trust(model: Forecaster, validation: Sequence[Window]) -> None:
             part.trust.fill_(trust)
         return summarise(model(window.query))
 
-    scores, counts, groups = [torch.zeros(0, 2, len(_TRUSTS))], [torch.zeros(0)], [torch.zeros(0).long()]  # per origin
+    scores, counts, groups = [], [], []  # per origin
     with torch.no_grad():
         for window in validation:
             learnt, simple = law(window, 1.0), law(window, 0.0)
@@ -48,22 +47,17 @@ def choose_trust(model: Forecaster, validation: Sequence[Window]) -> None:
             scores.append(torch.stack(totals, -1))
             counts.append(window.mask.sum((2, 3)).flatten())
             groups.append(window.query.groups.flatten())
-    found, index = torch.cat(groups).unique(return_inverse=True)
-    total = torch.zeros(len(found), 2, len(_TRUSTS), dtype=torch.float64).index_add(
-        0, index, torch.cat(scores).double()
-    )
-    count = torch.zeros(len(found), dtype=torch.float64).index_add(0, index, torch.cat(counts).double())
-    taken = [_least(score[count > 0], count[count > 0]) for score in total.unbind(1)]
+    logs, weight = log_means(torch.cat(scores), torch.cat(counts), torch.cat(groups))
+    taken = [_least(log, weight) for log in logs.unbind(1)]
     for part in cautious:
         part.trust.copy_(torch.tensor(taken))
 
 
-def _least(score: Tensor, count: Tensor) -> float:
-    """The least trust that will do, from total scores of groups `(G, trusts)` and their numbers of targets `(G,)`."""
-    floor = _ALIKE * score.sum(0).min() / count.sum()
-    logs = (score / count[:, None] + floor.clamp(min=1e-12)).log() * count[:, None]
-    best = int(logs.sum(0).argmin())
-    excess = clustered_ratio(logs - logs[:, best, None], count[:, None], torch.arange(len(count)))
+def _least(logs: Tensor, weight: Tensor) -> float:
+    """The least trust that will do, from the groups' logarithms `(G, trusts)` and weights `(G,)`."""
+    best = int((weight[:, None] * logs).sum(0).argmin())
+    difference = weight[:, None] * (logs - logs[:, best, None])
+    excess = clustered_ratio(difference, weight[:, None], torch.arange(len(weight)))
     fair = (excess.value <= excess.error.clamp(max=_DEAREST)) & torch.isfinite(excess.error)
     fair[best] = True
     return _TRUSTS[int(torch.nonzero(fair).max())]
