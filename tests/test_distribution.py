@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Cauchy, Distribution, Normal, StudentT
 
 from tsde import heads
-from tsde.distribution import GRID, Empirical, Quantiles, affine, average, pool, quantiles, summarise
+from tsde.distribution import GRID, Empirical, Quantiles, affine, average, coherent, pool, quantiles, summarise
 
 LEVELS = torch.tensor(GRID, dtype=torch.float64)
 MANY = torch.cat([torch.logspace(-12, -3, 19, dtype=torch.float64), torch.linspace(0.001, 0.999, 999).double()])
@@ -316,3 +316,16 @@ def test_score_broadcasts_over_samples() -> None:
 def test_score_of_a_foreign_distribution_is_refused() -> None:
     with pytest.raises(TypeError, match="Cauchy"):
         heads.score(Cauchy(torch.zeros(3), torch.ones(3)), torch.zeros(3))
+
+
+def test_a_mean_stays_near_that_of_the_quantiles() -> None:
+    levels = torch.tensor(GRID)
+    normal = summarise(Normal(torch.tensor([2.0, 2.0, 2.0]), torch.tensor(0.5)))
+    law = Quantiles(torch.tensor([-1.0, 2.1, 9.0]), normal.values, levels)
+    room = 0.125 * 2 * 1.2816 * 0.5
+    torch.testing.assert_close(coherent(law).mean, torch.tensor([2 - room, 2.1, 2 + room]), rtol=0, atol=1e-3)
+    assert torch.equal(coherent(law).values, law.values)
+    skewed = Quantiles(torch.tensor(1.0), -torch.log1p(-levels), levels)  # exponential: the mean is not the median
+    assert coherent(skewed).mean == 1.0
+    rare = Quantiles(torch.tensor(0.5), (levels - 0.95).clamp(min=0), levels)  # mostly no rain
+    assert 0 < coherent(rare).mean < 0.005

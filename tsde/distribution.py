@@ -20,6 +20,9 @@ GRID = GRID + tuple(round(1 - level, 3) for level in reversed(GRID[:-1]))
 """Levels at which a forecast is carried through averaging and calibration."""
 
 
+_ROOM = 1 / 8  # of the central 80 % interval, a third of a normal law's deviation
+
+
 class Quantiles(Distribution):
     """A mean and a quantile function known at some levels, linear in between, with exponential tails.
 
@@ -158,6 +161,20 @@ def blend(forecast: Distribution, simple: Normal, trust: Tensor) -> Quantiles:
     law = forecast if isinstance(forecast, Quantiles) else summarise(forecast)
     values = torch.lerp(quantiles(simple, law.levels), law.values, trust[1])
     return Quantiles(torch.lerp(simple.mean, law.mean, trust[0]), values, law.levels)
+
+
+def coherent(forecast: Quantiles) -> Quantiles:
+    """The same law, its mean moved to within an eighth of the central 80 % interval from the mean of its quantiles.
+
+    A mean that is learnt beside the quantiles, or is a regression's, may lie where they see nothing: below zero in a
+    channel that never is. The mean of the quantiles is sum_p w_p q_p, each level standing for what is nearest to it.
+    """
+    levels, values = forecast.levels, forecast.values
+    ends = torch.cat([levels.new_zeros(1), (levels[1:] + levels[:-1]) / 2, levels.new_ones(1)])
+    middle = (values * ends.diff()).sum(-1)
+    low, high = values[..., torch.searchsorted(levels, levels.new_tensor([0.1, 0.9]))].unbind(-1)
+    room = _ROOM * (high - low)
+    return Quantiles(forecast.mean.clamp(middle - room, middle + room), forecast.values, forecast.levels)
 
 
 def affine(distribution: Quantiles, location: Tensor, scale: Tensor) -> Quantiles:

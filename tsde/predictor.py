@@ -20,7 +20,7 @@ from tsde.artifact import parse_json, read_files, write_files
 from tsde.calibration import Calibrator, Residuals
 from tsde.clock import Clock
 from tsde.config import Experiment, parse_experiment
-from tsde.distribution import GRID, Quantiles, average, summarise
+from tsde.distribution import GRID, Quantiles, average, coherent, summarise
 from tsde.errors import ArtifactError, TsdeError, UsageError
 from tsde.lattice import towards_values
 from tsde.model import Cautious, Forecaster
@@ -101,7 +101,7 @@ class Predictor:
     @torch.no_grad()
     def law(self, query: Query, calibrated: bool = True) -> Quantiles:
         """The members' average for a scaled query, raw or as it is served; batch shape `(B, K, H, C)`."""
-        forecast = average([summarise(member(query)) for member in self.members])
+        forecast = coherent(average([summarise(member(query)) for member in self.members]))
         if not calibrated:
             return forecast
         channel = torch.arange(len(self.channels)).expand(forecast.mean.shape)
