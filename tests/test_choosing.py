@@ -22,6 +22,7 @@ from tsde.model import Forecaster, Loss
 from tsde.models import MODELS, build
 from tsde.models.filter import Filter, FilterConfig
 from tsde.models.linear import LinearRoute
+from tsde.models.parts import closed_form_loss
 from tsde.models.readout import Readout
 from tsde.models.recent import RecentValues
 from tsde.synthetic import ornstein_uhlenbeck
@@ -299,7 +300,7 @@ class Told(Forecaster):
         return blend(self.learnt(query), Normal(self.level(query, 0.5, 15.0), 0.1), self.trust)
 
     def loss(self, window: Window) -> Loss:
-        raise NotImplementedError
+        return closed_form_loss(self(window.query), window)
 
 
 def test_a_wild_series_does_not_make_all_trusts_alike() -> None:

@@ -27,7 +27,8 @@ from tsde.predictor import Forecasts, Predictor
 from tsde.series import SeriesBatch, SeriesSet
 from tsde.synthetic import ornstein_uhlenbeck, spirals
 from tsde.table import Queries, Table, read_table
-from tsde.training import TrainConfig, fit, validation_crps
+from tsde.training import TrainConfig, fit
+from tsde.validating import validation_crps
 from tsde.windows import Origins, Query, Region, Window, WindowConfig, eligible_origins, fixed_windows
 
 SIZES = {"modes": 6, "width": 8, "hidden": 8, "latent": 4, "control": 4, "horizon_modes": 4, "steps": 6}

@@ -27,7 +27,7 @@ from tsde.predictor import Predictor
 from tsde.series import SeriesBatch
 from tsde.synthetic import spirals
 from tsde.table import read_table
-from tsde.training import validation_crps
+from tsde.validating import validation_crps
 from tsde.windows import Query, Window
 
 CHANNELS = 2

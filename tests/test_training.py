@@ -24,7 +24,8 @@ from tsde.model import Forecaster, Loss
 from tsde.models import MODELS, build
 from tsde.noise import series_keys
 from tsde.series import SeriesSet
-from tsde.training import Progress, TrainConfig, divergence, fit, validation_crps
+from tsde.training import Progress, TrainConfig, divergence, fit
+from tsde.validating import validation_crps
 from tsde.windows import Origins, Query, Region, Window, WindowConfig, eligible_origins, fixed_windows
 
 WINDOWS = WindowConfig(origins=2, targets=4, thinning=0.3, held_out=16)

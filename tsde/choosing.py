@@ -13,7 +13,8 @@ from tsde.members import train_members
 from tsde.models import MODELS, AutoConfig
 from tsde.series import SeriesSet
 from tsde.threads import single_thread
-from tsde.training import Progress, validation_crps
+from tsde.training import Progress
+from tsde.validating import validation_crps
 from tsde.windows import Fold, eligible_origins, fixed_windows
 
 _MEMBERS = 2  # of a trial: one seed is a coin toss between families that are alike

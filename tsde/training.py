@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from tsde.artifact import read_files, write_files
 from tsde.clock import Clock
-from tsde.distribution import summarise
 from tsde.errors import ArtifactError, DivergedError, UsageError
-from tsde.metrics import crps_quantiles, log_means
 from tsde.model import Forecaster
 from tsde.solving import Estimates, estimating, recomputing
 from tsde.trust import choose_trust
+from tsde.validating import validation_crps
 from tsde.windows import Origins, Window, WindowConfig, draw_windows
 
 _FIRST = 25  # steps to the first validation
@@ -161,20 +160,6 @@ def divergence(checkpoint: Path) -> Divergence | None:
         return None
     state = _read_state(checkpoint, read_files(checkpoint)[0])
     return Divergence(state.diverged, bool(state.history)) if state.diverged else None
-
-
-def validation_crps(model: Forecaster, windows: Sequence[Window]) -> float:
-    """CRPS in scaled units: the geometric mean of what the groups of origins have on average, as in `log_means`."""
-    scores, counts, groups = [], [], []  # per origin
-    with torch.no_grad():
-        for window in windows:
-            forecast = summarise(model(window.query))
-            crps = crps_quantiles(forecast.values, forecast.levels, window.values)
-            scores.append(torch.where(window.mask, crps, 0.0).sum((2, 3)).flatten())
-            counts.append(window.mask.sum((2, 3)).flatten())
-            groups.append(window.query.groups.flatten())
-    logs, weight = log_means(torch.cat(scores), torch.cat(counts), torch.cat(groups))
-    return float(((weight * logs).sum() / weight.sum()).exp())
 
 
 def fit(

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from tsde.distribution import Quantiles, summarise
-from tsde.metrics import clustered_ratio, crps_quantiles, log_means
+from tsde.metrics import clustered_ratio, crps_quantiles, mse
 from tsde.model import Cautious, Forecaster
+from tsde.validating import log_scores
 from tsde.windows import Window
 
 _TRUSTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
@@ -34,20 +35,17 @@ def choose_trust(model: Forecaster, validation: Sequence[Window]) -> None:
             part.trust.fill_(trust)
         return summarise(model(window.query))
 
-    scores, counts, groups = [], [], []  # per origin
-    with torch.no_grad():
-        for window in validation:
-            learnt, simple = law(window, 1.0), law(window, 0.0)
-            totals = []
-            for trust in _TRUSTS:
-                error = (torch.lerp(simple.mean, learnt.mean, trust) - window.values).square()
-                crps = crps_quantiles(torch.lerp(simple.values, learnt.values, trust), learnt.levels, window.values)
-                both = torch.where(window.mask, torch.stack([error, crps]), 0.0)
-                totals.append(both.sum((3, 4)).flatten(1).T)
-            scores.append(torch.stack(totals, -1))
-            counts.append(window.mask.sum((2, 3)).flatten())
-            groups.append(window.query.groups.flatten())
-    logs, weight = log_means(torch.cat(scores), torch.cat(counts), torch.cat(groups))
+    def both(window: Window) -> Tensor:
+        """Squared error and CRPS with each trust, `(B, K, H, C, 2, trusts)`."""
+        learnt, simple = law(window, 1.0), law(window, 0.0)
+        found = []
+        for trust in _TRUSTS:
+            error = mse(torch.lerp(simple.mean, learnt.mean, trust), window.values)
+            values = torch.lerp(simple.values, learnt.values, trust)
+            found.append(torch.stack([error, crps_quantiles(values, learnt.levels, window.values)], -1))
+        return torch.stack(found, -1)
+
+    logs, weight = log_scores(validation, both)
     taken = [_least(log, weight) for log in logs.unbind(1)]
     for part in cautious:
         part.trust.copy_(torch.tensor(taken))
