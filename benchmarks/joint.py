@@ -17,6 +17,7 @@ from torch import Tensor
 from tsde.distribution import Quantiles
 from tsde.metrics import crps_samples, pit
 from tsde.model import Forecaster
+from tsde.models.bend import Bent
 from tsde.noise import uniform
 from tsde.predictor import Predictor
 from tsde.series import SeriesBatch
@@ -96,7 +97,8 @@ def scores(task: Task, predictor: Predictor, truth: Truth, leads: Sequence[float
     sets of draws of the truth: what the estimator says of a perfect forecast. `ms_per_100` is the time to draw 100
     joint samples of one series at all the leads, in batches, and `coupling` says what couples the channels.
     """
-    coupled = isinstance(predictor.members[0], Coupled)
+    member = predictor.members[0]
+    coupled = isinstance(member.family if isinstance(member, Bent) else member, Coupled)
     neighbours = None if coupled else Neighbours.of(task, predictor)
     found: dict[str, list[float]] = {}
     for query, values in _at_leads(task.parts.test, leads):
@@ -147,9 +149,10 @@ def _levels(member: Forecaster, query: Query, count: int, number: int) -> Tensor
     batch, _, horizon = query.times.shape
     shape = (count, horizon, query.context.values.shape[-1])
     fresh = uniform(query.context.key, shape, _STREAM - number).transpose(0, 1)[:, :, None].float()
-    if not isinstance(member, Coupled):
+    family, seen = (member.family, member.seen(query)) if isinstance(member, Bent) else (member, query)
+    if not isinstance(family, Coupled):
         return fresh.clamp(_RARE, 1 - _RARE)
-    rank = member.joint(query, count).argsort(0).argsort(0)
+    rank = family.joint(seen, count).argsort(0).argsort(0)  # what straightens draws leaves their order
     return ((rank + fresh) / count).clamp(_RARE, 1 - _RARE)
 
 

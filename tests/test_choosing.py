@@ -19,7 +19,7 @@ from tsde.fitting import Parts, fit_predictor, prepare
 from tsde.members import training_windows
 from tsde.metrics import crps_quantiles, mse
 from tsde.model import Forecaster, Loss
-from tsde.models import MODELS, build
+from tsde.models import MODELS
 from tsde.models.filter import Filter, FilterConfig
 from tsde.models.linear import LinearRoute
 from tsde.models.parts import closed_form_loss
@@ -341,7 +341,7 @@ def test_a_trust_in_between_averages_means_and_quantiles() -> None:
 @pytest.mark.parametrize("family", ["filter", "latent_ode"])
 def test_without_trust_a_model_is_the_normal_law_around_its_ridge_regression(family: str) -> None:
     torch.manual_seed(0)
-    model = build(MODELS[family].config(width=8), len(TABLE.channels)).eval()  # type: ignore[arg-type]
+    model = MODELS[family].model(MODELS[family].config(width=8), len(TABLE.channels)).eval()
     model.prepare(noisy(0.1))
     model.readout.trust.fill_(0.0)
     query = noisy(0.1)[0].query

@@ -30,8 +30,7 @@ from analog import Analog, Settings
 from tsde.config import load_experiment
 from tsde.distribution import Empirical, Quantiles, pool, quantiles, summarise
 from tsde.errors import ConfigError, DataError
-from tsde.models import build
-from tsde.models.latent_sde import LatentSDEConfig
+from tsde.models.latent_sde import LatentSDE, LatentSDEConfig
 from tsde.models.parts import at_origins
 from tsde.predictor import Predictor
 from tsde.scaling import Scaler
@@ -188,7 +187,7 @@ def test_neighbours_couple_channels_as_their_errors_went_together_where_forecast
 
 def test_a_latent_sdes_joint_draws_have_its_marginals_and_one_path_for_all_channels() -> None:
     torch.manual_seed(1)
-    model = build(LatentSDEConfig(hidden=8, modes=6, width=8, samples=256), 2).eval()
+    model = LatentSDE(LatentSDEConfig(hidden=8, modes=6, width=8, samples=256), 2).eval()
     query = question()
     with torch.no_grad():
         model.readout.latent.weight.mul_(30)  # paths that matter

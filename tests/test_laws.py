@@ -21,6 +21,7 @@ from tsde.distribution import quantiles, summarise
 from tsde.fitting import Fitted, fit_predictor
 from tsde.model import Cautious, Forecaster
 from tsde.models import MODELS, build
+from tsde.models.bend import Bend
 from tsde.models.latent_sde import LatentSDE
 from tsde.noise import series_keys
 from tsde.predictor import Forecasts, Predictor
@@ -101,6 +102,8 @@ def model_of(case: str) -> Forecaster:
             for part in model.modules():
                 if isinstance(part, Cautious):
                     part.trust.copy_(torch.tensor([0.4, 0.7]))
+                if isinstance(part, Bend):
+                    part.xi[1], part.width[1], part.mu[1], part.sigma[1], part.reach[1] = 0.5, 0.8, -0.4, 0.9, 6.0
     return model.eval()
 
 
@@ -695,7 +698,7 @@ def test_where_nothing_is_known_the_answer_is_the_marginal(predictor: Predictor)
 
 def test_path_kl_of_the_latent_sde_is_its_integral() -> None:
     """A constant control u over the time T has 1/2 |u|^2 T, and a start N(m, 1) has 1/2 |m|^2, per observed target."""
-    model = build_case("latent_sde")
+    model = build_case("latent_sde").family
     assert isinstance(model, LatentSDE)
     asked = window()
     last, moments = model.control[-1], model.initial.moments

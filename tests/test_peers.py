@@ -17,7 +17,7 @@ from tsde import trees
 from tsde.config import load_experiment
 from tsde.errors import ArtifactError, ConfigError
 from tsde.fitting import fit_predictor
-from tsde.models import build
+from tsde.models import MODELS
 from tsde.models.boosting import LEVELS, Boosting, BoostingConfig
 from tsde.models.gru import GRU, GRUConfig
 from tsde.models.mixer import Mixer, MixerConfig
@@ -55,7 +55,7 @@ def bent(seed: int, batch: int = 40) -> Window:
 
 def made(config: BoostingConfig | GRUConfig | MixerConfig, seed: int = 0) -> Boosting | GRU | Mixer:
     torch.manual_seed(seed)
-    model = build(config, CHANNELS).eval()
+    model = MODELS[config.family].model(config, CHANNELS).eval()
     assert isinstance(model, Boosting | GRU | Mixer)
     return model
 

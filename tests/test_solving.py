@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tsde.diffusion import Terms, euler_maruyama
 from tsde.flow import ControlledField, Rotation, Solver, controlled, flow, semilinear
-from tsde.models import MODELS, build
+from tsde.models import MODELS
 from tsde.path import ControlPath
 from tsde.scans.gated import gated_scan
 from tsde.solving import Estimates, estimating, in_chunks, recomputing, wanted
@@ -190,7 +190,8 @@ def encoded(family: str, **changes: object) -> Callable[[], tuple[Tensor, list[T
     torch.manual_seed(0)
     config = MODELS[family].config
     fields = config.model_fields  # type: ignore[attr-defined]
-    model = build(config.model_validate({k: v for k, v in SIZES.items() if k in fields} | changes), CHANNELS)  # type: ignore[attr-defined]
+    sizes = {name: size for name, size in SIZES.items() if name in fields}
+    model = MODELS[family].model(config.model_validate(sizes | changes), CHANNELS)
     context = window(sizes=(40, 23, 31)).query.context
 
     def encode() -> tuple[Tensor, list[Tensor]]:

@@ -7,6 +7,7 @@ Gaussian likelihood lets the variance explain away what the mean could still lea
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 from typing import Literal
 
@@ -59,19 +60,21 @@ def distribution(head: HeadName, mean: Tensor, raw: Tensor, unit: Tensor | None 
     return Quantiles(mean, values, raw.new_tensor(LEVELS))
 
 
-def score(forecast: Distribution, target: Tensor) -> Tensor:
+def score(forecast: Distribution, target: Tensor, scaled: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
     """Elementwise training score in the forecast's batch shape, to which `target` broadcasts.
 
     The Huber loss of the mean plus a proper score of the shape. Quantiles: the mean pinball loss, doubled, which
-    approximates the CRPS. Others: the negative log-likelihood with the mean detached.
+    approximates the CRPS; their mean is held against the target as `scaled` values (`tsde.windows.Window.scaled`).
+    Others: the negative log-likelihood with the mean detached.
 
     Raises:
         TypeError: for a distribution that no head makes.
     """
     target = target.expand(forecast.batch_shape)
-    error = huber_loss(forecast.mean, target, reduction="none", delta=HUBER)
     if isinstance(forecast, Quantiles):
+        error = huber_loss(scaled(forecast.mean), scaled(target), reduction="none", delta=HUBER)
         return error + 2 * pinball(forecast.values, forecast.levels, target).mean(-1)
+    error = huber_loss(forecast.mean, target, reduction="none", delta=HUBER)
     if isinstance(forecast, Normal):
         shape: Distribution = Normal(forecast.mean.detach(), forecast.stddev, validate_args=False)
     elif isinstance(forecast, StudentT):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -94,21 +95,26 @@ class Query:
 class Window:
     """A query and its known answer: values `(B, K, H, C)` scaled, and the mask of those that were observed.
 
-    `series (B,)` names the rows' series in the set that the window was cut from, for scores per series.
+    `series (B,)` names the rows' series in the set that the window was cut from, for scores per series. `straight`
+    makes scaled values of those of a window that a family sees bent (`tsde.models.bend`), given their channels.
     """
 
     query: Query
     values: Tensor
     mask: Tensor
     series: Tensor
+    straight: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def scaled(self, observed: Tensor) -> Tensor:
+        """What is said of the observed targets, `(..., M)`, as scaled values, however the family sees them."""
+        return observed if self.straight is None else self.straight(observed, self.mask.nonzero()[:, -1])
 
     def per_origin(self) -> Window:
         """One origin per row; see `Query.per_origin`."""
         repeats = self.query.origins.shape[1]
         series = self.series.repeat_interleave(repeats, 0)
-        return Window(
-            self.query.per_origin(), self.values.flatten(0, 1)[:, None], self.mask.flatten(0, 1)[:, None], series
-        )
+        values, mask = (x.flatten(0, 1)[:, None] for x in (self.values, self.mask))
+        return Window(self.query.per_origin(), values, mask, series, self.straight)
 
 
 class WindowConfig(BaseModel):

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tsde import trees
 from tsde.model import Forecaster
+from tsde.models.bend import Bent
 from tsde.models.boosting import Boosting, BoostingConfig
 from tsde.models.filter import Filter, FilterConfig
 from tsde.models.gru import GRU, GRUConfig
@@ -87,5 +88,6 @@ def config_of(family: str) -> type[BaseModel]:
 
 
 def build(config: ModelConfig, channels: int) -> Forecaster:
-    """A fresh model of the configured family."""
-    return MODELS[config.family].model(config, channels)
+    """A fresh model of the configured family; one that learns by steps sees heavy-tailed channels bent."""
+    model = MODELS[config.family].model(config, channels)
+    return Bent(model, channels) if any(parameter.requires_grad for parameter in model.parameters()) else model

@@ -176,6 +176,6 @@ class LatentSDE(Forecaster):
         ahead, _ = self._solve(window.query, encoded, self.config.train_samples)
         forecast = pool(self.readout(window.query, ahead, window.mask), 4)
         target = window.values[window.mask]
-        error = huber_loss(forecast.mean, target, reduction="sum", delta=HUBER)
+        error = huber_loss(window.scaled(forecast.mean), window.scaled(target), reduction="sum", delta=HUBER)
         prior = (error + crps_samples(forecast.samples, target).sum()) / max(len(target), 1)
         return Loss(elbo.score + prior, elbo.kl)

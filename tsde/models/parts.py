@@ -50,7 +50,7 @@ def mean_loss(forecast: Distribution, window: Window, kl: Tensor | None = None) 
 
     `forecast` covers the observed targets only, batch shape `(..., M)`, as `Readout` gives them for `window.mask`.
     """
-    score = heads.score(forecast, window.values[window.mask])
+    score = heads.score(forecast, window.values[window.mask], window.scaled)
     observed = max(score.shape[-1], 1)
     average = score.sum() / (observed * max(score.numel() // observed, 1))
     return Loss(average, average.new_zeros(()) if kl is None else kl.sum() / observed)
