@@ -232,7 +232,7 @@ def test_the_page_says_how_much_of_a_forecast_is_ridge_regression(model: Model) 
     said = f"bears out {100 * means:.0f} % of the means and {100 * quantiles:.0f} % of the quantiles that they learnt"
     assert said in read(report.render(page)).text
     for member in page.predictor.members:
-        member.load_state_dict(member.state_dict() | {"readout.trust": torch.ones(2)})
+        member.load_state_dict(member.state_dict() | {"family.readout.trust": torch.ones(2)})
     assert "ridge regression" not in read(report.render(replace(page, board=None))).text
 
 
