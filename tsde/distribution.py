@@ -179,7 +179,7 @@ def coherent(forecast: Quantiles) -> Quantiles:
 
 def affine(distribution: Quantiles, location: Tensor, scale: Tensor) -> Quantiles:
     """The law of `location + scale * X` for a positive scale, both broadcast over the batch shape."""
-    values = location[..., None] + scale[..., None] * distribution.values
+    values = (scale[..., None] * distribution.values).add_(location[..., None])
     return Quantiles(location + scale * distribution.mean, values, distribution.levels)
 
 

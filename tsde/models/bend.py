@@ -55,9 +55,8 @@ class Bend(nn.Module):
 
     def fit(self, windows: Sequence[Window]) -> None:
         """Which channels are bent, and how, by the windows' contexts."""
-        pairs, seen = zip(*(_neighbours(window.query) for window in windows), strict=True)
         for channel in range(len(self.xi)):
-            before, after = torch.cat([x[:, s[..., channel], channel] for x, s in zip(pairs, seen, strict=True)], 1)
+            before, after = torch.cat([_neighbours(window.query, channel) for window in windows], 1)
             step = -(-len(after) // _MOST)
             found = _fitted(before[::step].double(), after[::step].double()) if len(after) >= _FEWEST else None
             if found is not None:
@@ -120,14 +119,12 @@ class Bent(Forecaster):
         return replace(window, query=query, values=values, straight=self.bend.straight)
 
 
-def _neighbours(query: Query) -> tuple[Tensor, Tensor]:
-    """Values and the channel's last ones before them, `(2, B, L, C)`, and where there are both."""
-    context = query.context
-    number = torch.arange(context.mask.shape[1])[:, None]
-    upto = torch.where(context.mask, number, -1).cummax(1).values
+def _neighbours(query: Query, channel: int) -> Tensor:
+    """Values of a channel and, before each, its last one before it, `(2, N)`."""
+    seen, values = query.context.mask[..., channel], query.context.values[..., channel]
+    upto = torch.where(seen, torch.arange(seen.shape[1]), -1).cummax(1).values
     row = torch.cat([torch.full_like(upto[:, :1], -1), upto[:, :-1]], 1)
-    before = context.values.gather(1, row.clamp(min=0))
-    return torch.stack([before, context.values]), context.mask & (row >= 0)
+    return torch.stack([values.gather(1, row.clamp(min=0)), values])[:, seen & (row >= 0)]
 
 
 def _fitted(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor] | None:
