@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -107,9 +108,18 @@ def test_disabled_or_without_data_nothing_changes() -> None:
     assert torch.equal(law.values, data.forecast.values)
 
 
-def test_the_mean_stays() -> None:
-    data = residuals(200, 0.5, 1.0)
-    assert torch.equal(corrected(Calibrator.fit(data, 1, EXACT), data).mean, data.forecast.mean)
+def test_a_mean_that_is_off_is_moved_back() -> None:
+    data = residuals(2000, 1.0, 0.5)
+    found = corrected(Calibrator.fit(data, 1, EXACT), data).mean
+    assert float((data.forecast.mean - data.value).mean()) > 0.4
+    assert float((found - data.value).mean()) == pytest.approx(0, abs=0.02)
+
+
+def test_a_few_wild_values_hardly_move_the_mean() -> None:
+    data = residuals(2000)
+    wild = torch.where(torch.arange(2000) % 100 == 0, 1e4, data.value)
+    found = corrected(Calibrator.fit(replace(data, value=wild), 1, EXACT), data).mean
+    assert float((found - data.forecast.mean).abs().max()) < 0.1
 
 
 def size_of(calibrator: Calibrator) -> float:
@@ -180,7 +190,7 @@ def test_corrected_quantiles_never_cross(seed: int) -> None:
 
 
 def test_monotone_even_for_shifts_that_cross() -> None:
-    shift = torch.linspace(5, -5, len(LEVELS))[None, None]
+    shift = torch.linspace(5, -5, len(LEVELS) + 1)[None, None]
     law = Calibrator(torch.zeros(0), shift)(residuals(10).forecast, torch.zeros(10), torch.zeros(10, dtype=torch.long))
     assert (law.values.diff(dim=-1) >= 0).all()
 

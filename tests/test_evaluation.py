@@ -165,12 +165,12 @@ def test_the_error_of_a_frequency_is_that_of_a_share() -> None:
 
 def test_raw_and_calibrated_forecasts_are_told_apart() -> None:
     one = predictor()
-    one.calibrator = Calibrator(torch.zeros(0), torch.linspace(-0.4, 0.4, len(GRID)).expand(1, 2, -1))
+    one.calibrator = Calibrator(torch.zeros(0), torch.linspace(-0.4, 0.4, len(GRID) + 1).expand(1, 2, -1))
     raw, corrected = evaluate(one, windows(), calibrated=False), evaluate(one, windows())
     assert evaluate_both(one, windows())[:2] == (raw, corrected)
     assert raw == evaluate(predictor(), windows())
     assert corrected.overall.width_80 > raw.overall.width_80
-    assert corrected.overall.mse == raw.overall.mse
+    assert corrected.overall.mse != raw.overall.mse
 
 
 def test_what_was_not_observed_does_not_count() -> None:

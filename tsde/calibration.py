@@ -1,4 +1,4 @@
-"""Conformal correction of quantiles by lead time and channel, fitted on held-out windows of held-out series."""
+"""Conformal correction of quantiles, and of means, by lead time and channel, fitted on windows of held-out series."""
 
 from __future__ import annotations
 
@@ -52,18 +52,19 @@ class Residuals:
 
 
 class Calibrator:
-    """Each quantile moved by a multiple of the forecast's own spread so that it holds at its level.
+    """Each quantile moved by a multiple of the forecast's own spread so that it holds at its level, and the mean too.
 
     With s = q_0.9 - q_0.1 + 0.1 the conformity score of level p is e = (y - q_p) / s, and q_p becomes q_p + d_p s,
     where d_p is the conformal p-quantile of the scores: one-sided conformalised quantile regression (Romano,
     Patterson and Candes 2019) at every level, with multiplicative scores. Deviation: d_p is taken per lead-time bin
     and per channel, each shrunk towards the correction over all data with a weight that grows with n, the number of
     exchangeable *pieces* behind it: series, since the windows of one are not exchangeable with those of another; or,
-    where the same series are forecast later on, stretches of them as long as a horizon.
+    where the same series are forecast later on, stretches of them as long as a horizon. The mean moves likewise by
+    the average of its own scores, each clipped at one: a few wild values say little of where means should be.
 
     Attributes:
         edges: `(bins - 1,)` lead times in horizons between bins.
-        shift: `(bins, C, Q)`.
+        shift: `(bins, C, Q + 1)`, of the quantiles and of the mean.
     """
 
     def __init__(self, edges: Tensor, shift: Tensor):
@@ -72,7 +73,7 @@ class Calibrator:
     @classmethod
     def identity(cls, channels: int, levels: int) -> Calibrator:
         """The calibrator that changes nothing."""
-        return cls(torch.zeros(0), torch.zeros(1, channels, levels))
+        return cls(torch.zeros(0), torch.zeros(1, channels, levels + 1))
 
     @classmethod
     def fit(
@@ -88,10 +89,11 @@ class Calibrator:
             return cls.identity(channels, len(levels))
         steps = torch.arange(1, config.lead_bins) / config.lead_bins
         edges = torch.quantile(residuals.lead[: 2**24], steps).unique() if len(steps) else torch.zeros(0)
-        scores = (residuals.value[:, None] - residuals.forecast.values) / _spread(residuals.forecast)[:, None]
+        forecast = torch.cat([residuals.forecast.values, residuals.forecast.mean[:, None]], -1)
+        scores = (residuals.value[:, None] - forecast) / _spread(residuals.forecast)[:, None]
         owner = residuals.series
         pieces = torch.ones(int(owner.max()) + 1) if pieces is None else pieces
-        nothing, trust = torch.zeros(len(levels)), _GROUP_TRUST * config.shrinkage
+        nothing, trust = torch.zeros(len(levels) + 1), _GROUP_TRUST * config.shrinkage
         overall = _shrunk(scores, owner, pieces, levels, nothing, config.shrinkage)
         bins = torch.bucketize(residuals.lead, edges)
         in_bin = [bins == b for b in range(len(edges) + 1)]
@@ -102,10 +104,10 @@ class Calibrator:
         return cls(edges, (by_bin[:, None] + by_channel) * _movable(scores, residuals.channel, channels))
 
     def __call__(self, forecast: Quantiles, lead: Tensor, channel: Tensor) -> Quantiles:
-        """Corrected quantiles, never crossing; `lead` and `channel` broadcast to the batch shape. The mean stays."""
-        shift = self.shift[torch.bucketize(lead.contiguous(), self.edges), channel]
-        values = forecast.values + shift * _spread(forecast)[..., None]
-        return Quantiles(forecast.mean, values.cummax(-1).values, forecast.levels)
+        """Corrected quantiles, never crossing, and the mean; `lead` and `channel` broadcast to the batch shape."""
+        shift = self.shift[torch.bucketize(lead.contiguous(), self.edges), channel] * _spread(forecast)[..., None]
+        values = forecast.values + shift[..., :-1]
+        return Quantiles(forecast.mean + shift[..., -1], values.cummax(-1).values, forecast.levels)
 
 
 def _spread(forecast: Quantiles) -> Tensor:
@@ -115,7 +117,7 @@ def _spread(forecast: Quantiles) -> Tensor:
 
 
 def _movable(scores: Tensor, channel: Tensor, channels: int) -> Tensor:
-    """Zero where a channel's quantile often equals the value exactly, else one, `(C, Q)`.
+    """Zero where a channel's quantile (or mean) often equals the value exactly, else one, `(C, Q + 1)`.
 
     There the channel has an atom (no rain, a score of zero) and the quantile lies on it; a shift borrowed from other
     channels, however small, would put the atom outside the interval.
@@ -127,7 +129,8 @@ def _movable(scores: Tensor, channel: Tensor, channels: int) -> Tensor:
 def _shrunk(
     scores: Tensor, series: Tensor, pieces: Tensor, levels: Tensor, towards: Tensor, shrinkage: float
 ) -> Tensor:
-    """Conformal quantile of each column of `scores (M, Q)` at its own level, shrunk towards `towards (Q,)`.
+    """Conformal quantile of each column of `scores (M, Q + 1)` at its own level, and the last one's average, shrunk
+    towards `towards (Q + 1,)`.
 
     Level p of M scores is the order statistic ceil(p (M + 1)) from above the median, and its mirror image below, both
     moved outwards. Deviation: M counts scores, though only pieces are exchangeable. With whole series in that place
@@ -143,5 +146,6 @@ def _shrunk(
     left = position.floor().long()
     right = (left + 1).clamp(max=len(ordered) - 1)
     column = torch.arange(len(levels))
-    own = torch.lerp(ordered[left, column], ordered[right, column], position - left)
+    quantiles = torch.lerp(ordered[left, column], ordered[right, column], position - left)
+    own = torch.cat([quantiles, ordered[:, -1:].clamp(-1, 1).mean(0)])
     return towards + (own - towards) * (count / (count + shrinkage))

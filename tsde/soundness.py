@@ -49,7 +49,7 @@ def require_sound(clock: Clock, scaler: Scaler, calibrator: Calibrator, marginal
         "location": ((len(scaler.location),), (channels,)),
         "scale": ((len(scaler.scale),), (channels,)),
         "edges": (calibrator.edges.shape, (len(calibrator.shift) - 1,)),
-        "shift": (calibrator.shift.shape, (len(calibrator.edges) + 1, channels, levels)),
+        "shift": (calibrator.shift.shape, (len(calibrator.edges) + 1, channels, levels + 1)),
         "marginal_mean": (marginal.mean.shape, (channels,)),
         "marginal_values": (marginal.values.shape, (channels, levels)),
     }
