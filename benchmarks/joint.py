@@ -97,8 +97,7 @@ def scores(task: Task, predictor: Predictor, truth: Truth, leads: Sequence[float
     sets of draws of the truth: what the estimator says of a perfect forecast. `ms_per_100` is the time to draw 100
     joint samples of one series at all the leads, in batches, and `coupling` says what couples the channels.
     """
-    member = predictor.members[0]
-    coupled = isinstance(member.family if isinstance(member, Bent) else member, Coupled)
+    coupled = isinstance(_family(predictor.members[0]), Coupled)
     neighbours = None if coupled else Neighbours.of(task, predictor)
     found: dict[str, list[float]] = {}
     for query, values in _at_leads(task.parts.test, leads):
@@ -144,14 +143,19 @@ def draws(predictor: Predictor, query: Query, count: int, neighbours: Neighbours
     return law.at(level.movedim(0, -1)).movedim(-1, 0)[:, :, 0]
 
 
+def _family(member: Forecaster) -> Forecaster:
+    return member.family if isinstance(member, Bent) else member
+
+
 def _levels(member: Forecaster, query: Query, count: int, number: int) -> Tensor:
     """Uniform levels `(count, B, 1, H, C)`, in the order of the member's joint draws where it has them."""
     batch, _, horizon = query.times.shape
     shape = (count, horizon, query.context.values.shape[-1])
     fresh = uniform(query.context.key, shape, _STREAM - number).transpose(0, 1)[:, :, None].float()
-    family, seen = (member.family, member.seen(query)) if isinstance(member, Bent) else (member, query)
+    family = _family(member)
     if not isinstance(family, Coupled):
         return fresh.clamp(_RARE, 1 - _RARE)
+    seen = member.seen(query) if isinstance(member, Bent) else query
     rank = family.joint(seen, count).argsort(0).argsort(0)  # what straightens draws leaves their order
     return ((rank + fresh) / count).clamp(_RARE, 1 - _RARE)
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from tsde.calibration import Calibrator
 from tsde.clock import Clock
 from tsde.config import Experiment
-from tsde.distribution import GRID, Quantiles
+from tsde.distribution import GRID, Quantiles, level_weights
 from tsde.errors import DataError, UsageError
 from tsde.evaluation import Losses, Scores, Skill, compare, evaluate, evaluate_both
-from tsde.metrics import clustered_mean, level_weights
+from tsde.metrics import clustered_mean
 from tsde.models.mean import Mean, MeanConfig
 from tsde.predictor import Predictor
 from tsde.scaling import Scaler

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tsde import metrics
+from tsde.distribution import level_weights
 from tsde.errors import UsageError
 
 LEVELS = torch.tensor([0.005, 0.01, 0.025, *(k / 20 for k in range(1, 20)), 0.975, 0.99, 0.995], dtype=torch.float64)
@@ -152,8 +153,8 @@ def test_pinball_asks_for_the_quantile(random: torch.Generator) -> None:
 
 
 def test_level_weights_share_the_unit_interval() -> None:
-    assert_close(metrics.level_weights(LEVELS).sum(), ONE)
-    assert_close(metrics.level_weights(torch.tensor([0.1, 0.5, 0.9])), torch.tensor([0.3, 0.4, 0.3]))
+    assert_close(level_weights(LEVELS).sum(), ONE)
+    assert_close(level_weights(torch.tensor([0.1, 0.5, 0.9])), torch.tensor([0.3, 0.4, 0.3]))
 
 
 @pytest.mark.parametrize("y", [-6.0, -2.1, -1.44, -0.3, 0.0, 0.03, 0.7, 1.5, 4.0])

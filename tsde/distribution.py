@@ -163,15 +163,24 @@ def blend(forecast: Distribution, simple: Normal, trust: Tensor) -> Quantiles:
     return Quantiles(torch.lerp(simple.mean, law.mean, trust[0]), values, law.levels)
 
 
+def level_weights(levels: Tensor) -> Tensor:
+    """Share of [0, 1] that each increasing level stands for, `(Q,)` -> `(Q,)`, summing to one.
+
+    The borders lie halfway between neighbours; the first cell reaches down to 0 and the last up to 1, so the loss of
+    the outermost quantile stands for its whole tail.
+    """
+    border = (levels[1:] + levels[:-1]) / 2
+    return torch.cat([levels.new_zeros(1), border, levels.new_ones(1)]).diff()
+
+
 def coherent(forecast: Quantiles) -> Quantiles:
     """The same law, its mean moved to within an eighth of the central 80 % interval from the mean of its quantiles.
 
     A mean that is learnt beside the quantiles, or is a regression's, may lie where they see nothing: below zero in a
-    channel that never is. The mean of the quantiles is sum_p w_p q_p, each level standing for what is nearest to it.
+    channel that never is. The mean of the quantiles is sum_p w_p q_p with `level_weights`.
     """
     levels, values = forecast.levels, forecast.values
-    ends = torch.cat([levels.new_zeros(1), (levels[1:] + levels[:-1]) / 2, levels.new_ones(1)])
-    middle = (values * ends.diff()).sum(-1)
+    middle = (values * level_weights(levels)).sum(-1)
     low, high = values[..., torch.searchsorted(levels, levels.new_tensor([0.1, 0.9]))].unbind(-1)
     room = _ROOM * (high - low)
     return Quantiles(forecast.mean.clamp(middle - room, middle + room), forecast.values, forecast.levels)

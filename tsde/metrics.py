@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tsde.distribution import level_weights
 from tsde.errors import UsageError
 
 
@@ -124,16 +125,6 @@ def pinball(quantiles: Tensor, levels: Tensor, y: Tensor) -> Tensor:
     """
     error = y.unsqueeze(-1) - quantiles
     return torch.maximum(levels * error, (levels - 1) * error)
-
-
-def level_weights(levels: Tensor) -> Tensor:
-    """Share of [0, 1] that each increasing level stands for, `(Q,)` -> `(Q,)`, summing to one.
-
-    The borders lie halfway between neighbours; the first cell reaches down to 0 and the last up to 1, so the loss of
-    the outermost quantile stands for its whole tail.
-    """
-    border = (levels[1:] + levels[:-1]) / 2
-    return torch.cat([levels.new_zeros(1), border, levels.new_ones(1)]).diff()
 
 
 def crps_quantiles(quantiles: Tensor, levels: Tensor, y: Tensor) -> Tensor:

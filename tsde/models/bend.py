@@ -19,7 +19,7 @@ _WIDTHS = (0.03, 0.1, 0.3, 1.0)  # interquartile ranges
 _GAIN = 0.4  # share of the CRPS that a bend must save
 _FEWEST, _MOST = 50, 4000  # pairs of neighbours that are looked at
 _ROOM = 2.3  # log 10
-_LEVELS = torch.arange(0.05, 0.96, 0.1, dtype=torch.float64)
+_LEVELS = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95)
 
 
 class Bend(nn.Module):
@@ -66,6 +66,11 @@ class Bend(nn.Module):
                 self.mu[channel], self.sigma[channel] = turned.mean(), turned.std()
                 self.reach[channel] = turned.abs().max() + _ROOM
 
+    @property
+    def active(self) -> bool:
+        """Whether any channel is bent."""
+        return bool(self.width.any())
+
     def bent(self, x: Tensor) -> Tensor:
         """Scaled values as a network sees them, `(..., C)`."""
         width = torch.where(self.width > 0, self.width, 1.0)
@@ -97,7 +102,7 @@ class Bent(Forecaster):
 
     def forward(self, query: Query) -> Distribution:
         law = self.family(self.seen(query))
-        if not self.bend.width.any():
+        if not self.bend.active:
             return law
         law, channel = summarise(law), torch.arange(len(self.bend.width))
         values = self.bend.straight(law.values, channel[:, None])
@@ -108,12 +113,12 @@ class Bent(Forecaster):
 
     def seen(self, query: Query) -> Query:
         """The same question, as the family sees it."""
-        if not self.bend.width.any():
+        if not self.bend.active:
             return query
         return replace(query, context=replace(query.context, values=self.bend.bent(query.context.values)))
 
     def _window(self, window: Window) -> Window:
-        if not self.bend.width.any():
+        if not self.bend.active:
             return window
         query, values = self.seen(window.query), self.bend.bent(window.values)
         return replace(window, query=query, values=values, straight=self.bend.straight)
@@ -147,9 +152,9 @@ def _line(x: Tensor, y: Tensor) -> Tensor:
     covariance = torch.cov(torch.stack([x, y]))
     slope = covariance[0, 1] / covariance[0, 0].clamp(min=1e-12)
     mean = y.mean() + slope * (x - x.mean())
-    values = mean[:, None] + (y - mean).std() * torch.special.ndtri(_LEVELS)
+    values = mean[:, None] + (y - mean).std() * torch.special.ndtri(x.new_tensor(_LEVELS))
     return values.clamp(y.min(), y.max())
 
 
 def _crps(values: Tensor, y: Tensor) -> Tensor:
-    return crps_quantiles(values, _LEVELS, y).mean()
+    return crps_quantiles(values, y.new_tensor(_LEVELS), y).mean()
