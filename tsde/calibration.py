@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from tsde.distribution import Quantiles
+from tsde.distribution import Quantiles, central_width
 
 _GROUP_TRUST = 6.0  # a lead-time bin or channel must show that much more to differ from the rest
 _ATOM = 0.02  # share of exact hits above which a quantile is taken to lie on an atom
@@ -105,15 +105,16 @@ class Calibrator:
 
     def __call__(self, forecast: Quantiles, lead: Tensor, channel: Tensor) -> Quantiles:
         """Corrected quantiles, never crossing, and the mean; `lead` and `channel` broadcast to the batch shape."""
-        shift = self.shift[torch.bucketize(lead.contiguous(), self.edges), channel] * _spread(forecast)[..., None]
+        shift = self.shift[torch.bucketize(lead.contiguous(), self.edges), channel].mul_(_spread(forecast)[..., None])
         values = forecast.values + shift[..., :-1]
-        return Quantiles(forecast.mean + shift[..., -1], values.cummax(-1).values, forecast.levels)
+        if (values[..., 1:] < values[..., :-1]).any():
+            values = values.cummax(-1).values
+        return Quantiles(forecast.mean + shift[..., -1], values, forecast.levels)
 
 
 def _spread(forecast: Quantiles) -> Tensor:
     """q_0.9 - q_0.1 plus a tenth of a channel's deviation, so that a forecast sure of one value can be moved too."""
-    low, high = forecast.at(torch.tensor([0.1, 0.9])).unbind(-1)
-    return high - low + 0.1
+    return central_width(forecast) + 0.1
 
 
 def _movable(scores: Tensor, channel: Tensor, channels: int) -> Tensor:

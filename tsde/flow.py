@@ -180,6 +180,9 @@ def _each_once(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     if torch.is_grad_enabled() or x.numel() < 2 * _ALIGNED:
         return function(x)
+    some = x.flatten()[: 2 * _ALIGNED]
+    if 2 * len(some.unique()) > len(some):  # sorting them all would take as long as half of the work
+        return function(x)
     distinct, place = torch.unique(x, return_inverse=True)
     if 2 * len(distinct) > x.numel():
         return function(x)

@@ -250,13 +250,17 @@ class Predictor:
         names, channels = self.columns(levels), len(self.channels)
         wanted = [0.5] + [0.5 + sign * level / 200 for level in levels for sign in (-1, 1)]
         values = found.law.at(torch.tensor(wanted, dtype=torch.float64)).numpy()  # (M, C, P)
+        # text is taken up once per query, and once per channel: pandas looks at each of its objects
+        ids, labels, status = (
+            pd.array(x, dtype="str").repeat(channels) for x in (queries.ids, queries.labels, found.status)
+        )
         columns = [
-            np.repeat(queries.ids, channels),
-            np.repeat(queries.labels, channels),
-            np.tile(np.array(self.channels, dtype=object), len(queries.ids)),
+            ids,
+            labels,
+            pd.array(self.channels, dtype="str").take(np.tile(np.arange(channels), len(queries.ids))),
             found.law.mean.numpy().ravel(),
             *np.moveaxis(values, -1, 0).reshape(len(wanted), -1),
-            np.repeat(found.status, channels),
+            status,
         ]
         return pd.DataFrame(dict(zip(names, columns, strict=True)))
 

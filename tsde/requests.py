@@ -43,29 +43,36 @@ def request_batches(
     batch are of similar length, since scans stop where only padding is left. `alone` puts each into a batch of its
     own, for models whose steps follow the error of the whole batch.
     """
-    order = asked[np.lexsort((times[asked].numpy(), row[asked].numpy()))]
+    order = _by_row_and_time(asked, row, times)
     if len(order) == 0:
         return
-    _, request, counts = torch.unique_consecutive(row[order], return_inverse=True, return_counts=True)
+    last, request, counts = torch.unique_consecutive(row[order], return_inverse=True, return_counts=True)  # R requests
     first = counts.cumsum(0) - counts
     rank = torch.arange(len(order)) - first[request]
     sizes = torch.tensor(_BLOCKS)
-    size = sizes[torch.bucketize(counts, sizes).clamp(max=len(sizes) - 1)][
-        request
-    ]  # block size of each query's request
-    length = row - torch.maximum(series.offsets[owner], row - context + 1) + 1
-    padded = 2 ** torch.ceil(torch.log2(length[order].double())).long().clamp(min=3)
+    size = sizes[torch.bucketize(counts, sizes).clamp(max=len(sizes) - 1)]
+    length = last - torch.maximum(series.offsets[owner[order[first]]], last - context + 1) + 1
+    padded = 2 ** torch.ceil(torch.log2(length.double())).long().clamp(min=3)
     for wide in size.unique().tolist():
+        blocks = (counts + wide - 1) // wide
         for long in padded[size == wide].unique().tolist():
             chosen = (size == wide) & (padded == long)
-            block = request[chosen] * (len(order) + 1) + rank[chosen] // wide
-            _, block = torch.unique_consecutive(block, return_inverse=True)
-            index = torch.full((int(block[-1]) + 1, wide), -1)
-            index[block, rank[chosen] % wide] = order[chosen]
-            index = index[length[index[:, 0]].argsort(stable=True)]
+            own = torch.where(chosen, blocks, 0)
+            before, mine = own.cumsum(0) - own, chosen[request]
+            index = torch.full((int(own.sum()), wide), -1)
+            index[before[request[mine]] + rank[mine] // wide, rank[mine] % wide] = order[mine]
+            index = index[length.repeat_interleave(own).argsort(stable=True)]
             rows = 1 if alone else _batch_rows(wide, channels)
             for part in index.split(rows):
                 yield part, _query(series, part, owner, row, times, context, long, rows)
+
+
+def _by_row_and_time(asked: Tensor, row: Tensor, times: Tensor) -> Tensor:
+    """The queries `asked`, sorted by their row and then their time, as they mostly are already."""
+    ahead, later = row[asked].diff(), times[asked].diff()
+    if ((ahead > 0) | (ahead == 0) & (later >= 0)).all():
+        return asked
+    return asked[np.lexsort((times[asked].numpy(), row[asked].numpy()))]
 
 
 def _batch_rows(wide: int, channels: int) -> int:
