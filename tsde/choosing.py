@@ -9,13 +9,13 @@ from pathlib import Path
 
 from tsde.config import Experiment
 from tsde.errors import DivergedError
-from tsde.members import train_members
+from tsde.members import train_members, validation_windows
 from tsde.models import MODELS, AutoConfig
 from tsde.series import SeriesSet
 from tsde.threads import single_thread
 from tsde.training import Progress
 from tsde.validating import validation_crps
-from tsde.windows import Fold, eligible_origins, fixed_windows
+from tsde.windows import Fold
 
 _MEMBERS = 2  # of a trial: one seed is a coin toss between families that are alike
 
@@ -80,6 +80,6 @@ def _trial(
     scores = []
     with single_thread():
         for number, member in enumerate(members):
-            origins = eligible_origins(series, folds[number % len(folds)].validation)
-            scores.append(validation_crps(member, fixed_windows(origins, experiment.windows)))
+            windows = validation_windows(series, folds[number % len(folds)], experiment)
+            scores.append(validation_crps(member, windows))
     return sum(scores) / len(scores), bool(history)

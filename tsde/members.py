@@ -34,6 +34,7 @@ from tsde.models import build
 from tsde.series import SeriesSet
 from tsde.threads import WORKER_ENVIRONMENT, single_thread
 from tsde.training import Divergence, Progress, TrainConfig, divergence, fit
+from tsde.trust import choose_trust
 from tsde.windows import Fold, Origins, Region, Window, WindowConfig, eligible_origins, fixed_windows
 
 _SEED_STEP = 1000  # between members
@@ -45,6 +46,11 @@ def training_windows(origins: Origins, config: WindowConfig, count: int = Foreca
     return fixed_windows(origins, config.model_copy(update={"held_out": count}))
 
 
+def validation_windows(series: SeriesSet, fold: Fold, experiment: Experiment) -> list[Window]:
+    """The windows that members of a fold are validated on."""
+    return fixed_windows(eligible_origins(series, fold.validation), experiment.windows)
+
+
 def train_members(
     series: SeriesSet,
     folds: Sequence[Fold],
@@ -54,7 +60,8 @@ def train_members(
 ) -> tuple[list[Forecaster], list[dict[str, float]]]:
     """Train `experiment.train.members` models; member i learns from fold `i mod len(folds)`.
 
-    The result does not depend on how many run at once.
+    Last, the trust of cautious parts is chosen, for all members together. The result does not depend on how many run
+    at once.
 
     Returns:
         The members, and the record of their validations, also of those before an interruption.
@@ -83,7 +90,10 @@ def train_members(
             files, tensors = read_files(_weights(folder, number))
             model.load_state_dict(tensors["weights.safetensors"])
             history += json.loads(files["history.json"])
-    return [model.eval() for model in members], history
+    members = [model.eval() for model in members]
+    with single_thread():
+        choose_trust(members, (validation_windows(series, fold, experiment) for fold in folds[:count]))
+    return members, history
 
 
 def _untrained(experiment: Experiment, channels: int, member: int) -> Forecaster:
@@ -121,7 +131,7 @@ def _train(
         history = fit(
             model,
             eligible_origins(series, fold.train),
-            fixed_windows(eligible_origins(series, fold.validation), experiment.windows),
+            validation_windows(series, fold, experiment),
             experiment.windows.settled(fold.train),
             config,
             seed=experiment.seed + _SEED_STEP * member,

@@ -20,7 +20,6 @@ from tsde.clock import Clock
 from tsde.errors import ArtifactError, DivergedError, UsageError
 from tsde.model import Forecaster
 from tsde.solving import Estimates, estimating, recomputing
-from tsde.trust import choose_trust
 from tsde.validating import validation_crps
 from tsde.windows import Origins, Window, WindowConfig, draw_windows
 
@@ -178,8 +177,7 @@ def fit(
 
     AdamW, linear warm-up then cosine, clipped gradients, an exponential average of the weights that is what gets
     validated and kept. The schedule's position is the larger of steps done and budget spent, so a run that the
-    clock cuts short still anneals; without a binding clock the result depends on the seed alone. Last, the trust of
-    cautious parts is chosen on the validation windows.
+    clock cuts short still anneals; without a binding clock the result depends on the seed alone.
 
     Args:
         budget: seconds this member may take.
@@ -229,7 +227,7 @@ class _Loop:
         elif not self.state.history:
             raise DivergedError(self.state.diverged)
         self.model.load_state_dict(self.kept)
-        choose_trust(self.model.eval(), validation)
+        self.model.eval()
         return self.state.history
 
     def _train(

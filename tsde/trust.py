@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,29 +14,52 @@ from tsde.validating import log_scores
 from tsde.windows import Window
 
 _TRUSTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
+_DOUBT = 0.5  # standard errors
 _DEAREST = 0.05  # excess of score that is paid for a simpler forecast
 
 
-def choose_trust(model: Forecaster, validation: Sequence[Window]) -> None:
-    """The least trust in what was learnt whose score on the validation windows is within a standard error of the best.
+def choose_trust(members: Sequence[Forecaster], validation: Iterable[Sequence[Window]]) -> None:
+    """The least trust in what was learnt whose score on validation windows is within half a standard error of the best.
 
     Means are scored by squared error and quantile functions by CRPS. Where they cannot tell two trusts apart, the
-    simpler forecast has the say (the rule of one standard error of Breiman et al. 1984), but for no more than a
-    twentieth of the score. Scores are compared group by group of origins (`tsde.windows.Origins`), by logarithms
-    (`tsde.metrics.log_means`): of totals, one wild series in six can have nine tenths, and whatever it says has an
-    error in which nothing differs. From a single group there is no error, and the best is taken.
+    simpler forecast has the say (the rule of one standard error of Breiman et al. 1984; half of one did better), but
+    for no more than a twentieth of the score. Scores are compared group by group of origins (`tsde.windows.Origins`),
+    by logarithms (`tsde.metrics.log_means`): of totals, one wild series in six can have nine tenths, and whatever it
+    says has an error in which nothing differs. From a single group there is no error, and the best is taken.
+
+    All members have one trust, told by the groups of all of them: each is scored where it was validated, and groups
+    where several were count once, by the mean of their logarithms.
+
+    Args:
+        validation: windows of each fold; that of member i is number `i mod len(folds)`.
     """
-    cautious = [part for part in model.modules() if isinstance(part, Cautious)]
-    if not cautious:
+    if not any(_cautious(member) for member in members):
         return
+    folds = list(validation)
+    logs, weights = [], []
+    for number, windows in enumerate(folds):
+        scored = [_log_scores(member, windows) for member in members[number :: len(folds)]]
+        logs.append(torch.stack([own for own, _ in scored]).mean(0))
+        weights.append(scored[0][1])
+    taken = torch.tensor([_least(log, torch.cat(weights)) for log in torch.cat(logs).unbind(1)])
+    for member in members:
+        for part in _cautious(member):
+            part.trust.copy_(taken)
+
+
+def _cautious(member: Forecaster) -> list[Cautious]:
+    return [part for part in member.modules() if isinstance(part, Cautious)]
+
+
+def _log_scores(member: Forecaster, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
+    """Logarithms of squared errors and CRPS with each trust, `(G, 2, trusts)`, and weights of the groups `(G,)`."""
 
     def law(window: Window, trust: float) -> Quantiles:
-        for part in cautious:
+        for part in _cautious(member):
             part.trust.fill_(trust)
-        return summarise(model(window.query))
+        return summarise(member(window.query))
 
     def both(window: Window) -> Tensor:
-        """Squared error and CRPS with each trust, `(B, K, H, C, 2, trusts)`."""
         learnt, simple = law(window, 1.0), law(window, 0.0)
         found = []
         for trust in _TRUSTS:
@@ -45,10 +68,7 @@ def choose_trust(model: Forecaster, validation: Sequence[Window]) -> None:
             found.append(torch.stack([error, crps_quantiles(values, learnt.levels, window.values)], -1))
         return torch.stack(found, -1)
 
-    logs, weight = log_scores(validation, both)
-    taken = [_least(log, weight) for log in logs.unbind(1)]
-    for part in cautious:
-        part.trust.copy_(torch.tensor(taken))
+    return log_scores(windows, both)
 
 
 def _least(logs: Tensor, weight: Tensor) -> float:
@@ -56,6 +76,6 @@ def _least(logs: Tensor, weight: Tensor) -> float:
     best = int((weight[:, None] * logs).sum(0).argmin())
     difference = weight[:, None] * (logs - logs[:, best, None])
     excess = clustered_ratio(difference, weight[:, None], torch.arange(len(weight)))
-    fair = (excess.value <= excess.error.clamp(max=_DEAREST)) & torch.isfinite(excess.error)
+    fair = (excess.value <= (_DOUBT * excess.error).clamp(max=_DEAREST)) & torch.isfinite(excess.error)
     fair[best] = True
     return _TRUSTS[int(torch.nonzero(fair).max())]
