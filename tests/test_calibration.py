@@ -115,6 +115,16 @@ def test_a_mean_that_is_off_is_moved_back() -> None:
     assert float((found - data.value).mean()) == pytest.approx(0, abs=0.02)
 
 
+def test_a_mean_stays_where_its_error_may_be_chance() -> None:
+    """Off by a fifth of a deviation is chance over four series, and none over four hundred."""
+    moves = []
+    for per_series in (500, 5):
+        data = residuals(2000, 1.0, 0.2, per_series=per_series)
+        moves.append(corrected(Calibrator.fit(data, 1, EXACT), data).mean - data.forecast.mean)
+    assert torch.equal(moves[0], torch.zeros(2000))
+    assert float(moves[1].mean()) == pytest.approx(-0.2, abs=0.05)
+
+
 def test_a_few_wild_values_hardly_move_the_mean() -> None:
     data = residuals(2000)
     wild = torch.where(torch.arange(2000) % 100 == 0, 1e4, data.value)

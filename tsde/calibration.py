@@ -12,6 +12,7 @@ from torch import Tensor
 from tsde.distribution import Quantiles, central_width
 
 _GROUP_TRUST = 6.0  # a lead-time bin or channel must show that much more to differ from the rest
+_UNALIKE = 0.5  # how much of their variance the scores of one piece share
 _ATOM = 0.02  # share of exact hits above which a quantile is taken to lie on an atom
 
 
@@ -60,7 +61,10 @@ class Calibrator:
     and per channel, each shrunk towards the correction over all data with a weight that grows with n, the number of
     exchangeable *pieces* behind it: series, since the windows of one are not exchangeable with those of another; or,
     where the same series are forecast later on, stretches of them as long as a horizon. The mean moves likewise by
-    the average of its own scores, each clipped at one: a few wild values say little of where means should be.
+    the average of its own scores, each clipped at one: a few wild values say little of where means should be. It moves
+    less far, the less m, that average less what it is shrunk towards, stands out: by (1 - v / (2 n m^2))_+ of the way,
+    in the spirit of James and Stein (1961), with v the scores' variance. Were the scores of a piece all alike, v / n
+    would be the squared error of m; half of that is assumed.
 
     Attributes:
         edges: `(bins - 1,)` lead times in horizons between bins.
@@ -148,5 +152,8 @@ def _shrunk(
     right = (left + 1).clamp(max=len(ordered) - 1)
     column = torch.arange(len(levels))
     quantiles = torch.lerp(ordered[left, column], ordered[right, column], position - left)
-    own = torch.cat([quantiles, ordered[:, -1:].clamp(-1, 1).mean(0)])
-    return towards + (own - towards) * (count / (count + shrinkage))
+    clipped = ordered[:, -1].clamp(-1, 1)
+    move = (torch.cat([quantiles, clipped.mean()[None]]) - towards) * (count / (count + shrinkage))
+    doubt = _UNALIKE * clipped.var(unbiased=False) / count
+    move[-1] *= (1 - doubt / (clipped.mean() - towards[-1]).square().clamp(min=1e-12)).clamp(min=0)
+    return towards + move
