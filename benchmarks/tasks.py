@@ -140,9 +140,10 @@ def assemble(
     seed: int,
     next_rows: int | None = None,
     scale: Callable[[Table, float, NDArray[np.bool_]], Scaler] | None = None,
+    pieces: float = 1.0,
 ) -> Task:
     """Scale, split and cut: `cut` in the table's time; `scale` fits a scaler on the rows of training and validation
-    series, where the table is not standardised already."""
+    series, where the table is not standardised already; `pieces` is what a series counts for in calibration."""
     learnt = np.isin(table.row_series, np.concatenate([parted.train, parted.validation]))
     if scale is None:
         values = few_values(table.values[learnt])
@@ -157,7 +158,8 @@ def assemble(
         windows_at(series, torch.from_numpy(part), cut / horizon, next_rows)
         for part in (parted.calibration, parted.test)
     )
-    return Task(table, Parts(scaler, series, Split((Fold(train, validation),), calibration, test), *held_out))
+    split, counted = Split((Fold(train, validation),), calibration, test), torch.full((len(series),), pieces)
+    return Task(table, Parts(scaler, series, split, *held_out, counted))
 
 
 def whole_series(count: int, chosen: NDArray[np.int64]) -> Region:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tsde.calibration import Calibrator
 from tsde.choosing import choose_family
@@ -42,13 +43,17 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Parts:
-    """A table scaled and split, and the held-out windows that no member ever sees."""
+    """A table scaled and split, and the held-out windows that no member ever sees.
+
+    `pieces (N,)` is what each series counts for in calibration (`tsde.calibration.Calibrator`).
+    """
 
     scaler: Scaler
     series: SeriesSet
     split: Split
     calibration: list[Window]
     test: list[Window]
+    pieces: Tensor
 
 
 def prepare(table: Table, experiment: Experiment, scaler: Scaler | None = None) -> Parts:
@@ -68,7 +73,7 @@ def prepare(table: Table, experiment: Experiment, scaler: Scaler | None = None) 
             _require(eligible_origins(series, region), part, table, horizon)
     held_out = (eligible_origins(series, region) for region in (split.calibration, split.test))
     calibration, test = (fixed_windows(origins, experiment.windows) for origins in held_out)
-    return Parts(scaler, series, split, calibration, test)
+    return Parts(scaler, series, split, calibration, test, split.calibration.pieces())
 
 
 def fit_predictor(
@@ -125,8 +130,7 @@ def _assemble(
     predictor = Predictor(experiment, table.clock, parts.scaler, members, identity, law, baselines)
     if parts.calibration:
         residuals = predictor.residuals(parts.calibration, calibrated=False)
-        pieces = parts.split.calibration.pieces()
-        predictor.calibrator = Calibrator.fit(residuals, channels, experiment.calibration, pieces)
+        predictor.calibrator = Calibrator.fit(residuals, channels, experiment.calibration, parts.pieces)
     return predictor
 
 
