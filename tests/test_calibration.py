@@ -115,6 +115,14 @@ def test_a_mean_that_is_off_is_moved_back() -> None:
     assert float((found - data.value).mean()) == pytest.approx(0, abs=0.02)
 
 
+def test_means_stay_if_only_quantiles_are_to_move() -> None:
+    data = residuals(2000, 0.5, 0.5)
+    found = corrected(Calibrator.fit(data, 1, EXACT, means=False), data)
+    every = corrected(Calibrator.fit(data, 1, EXACT), data)
+    assert torch.equal(found.mean, data.forecast.mean) and not torch.equal(every.mean, data.forecast.mean)
+    assert torch.equal(found.values, every.values)
+
+
 def test_a_mean_stays_where_its_error_may_be_chance() -> None:
     """Off by a fifth of a deviation is chance over four series, and none over four hundred."""
     moves = []

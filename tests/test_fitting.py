@@ -96,6 +96,16 @@ def test_nothing_is_learnt_from_the_test_part(by: str) -> None:
         assert all(map(torch.equal, weights(found).values(), weights(expected).values()))
 
 
+def test_calibration_leaves_the_last_value_and_the_mean_what_they_are_called(fitted: Fitted) -> None:
+    moved = {name: bool((b.calibrator.shift[..., -1] != 0).any()) for name, b in fitted.predictor.baselines.items()}
+    assert moved == {"last": False, "mean": False, "ridge": moved["ridge"]} and set(moved) == set(BASELINES)
+    for baseline in fitted.predictor.baselines.values():
+        assert (baseline.calibrator.shift[..., :-1] != 0).any()
+    query = fitted.test[0].query
+    found, raw = (fitted.predictor.baselines["last"].law(query, calibrated) for calibrated in (True, False))
+    assert torch.equal(found.mean, raw.mean) and not torch.equal(found.values, raw.values)
+
+
 def test_training_rows_do_matter(fitted: Fitted) -> None:
     other = fit_predictor(changed(rows_of(fitted.split.train)), experiment()).predictor
     assert other.scaler != fitted.predictor.scaler and not same(other, fitted.predictor)

@@ -81,12 +81,18 @@ class Calibrator:
 
     @classmethod
     def fit(
-        cls, residuals: Residuals, channels: int, config: CalibrationConfig, pieces: Tensor | None = None
+        cls,
+        residuals: Residuals,
+        channels: int,
+        config: CalibrationConfig,
+        pieces: Tensor | None = None,
+        means: bool = True,
     ) -> Calibrator:
         """Fit on held-out residuals; too few of them leave the forecasts nearly as they are.
 
         Args:
             pieces: `(N,)`, how many pieces the residuals of each series count for; one where nothing is said.
+            means: whether they move too.
         """
         levels = residuals.forecast.levels
         if not config.enabled or len(residuals.value) == 0:
@@ -105,7 +111,9 @@ class Calibrator:
         rest = scores - by_bin[bins]  # what is left for the channels to explain
         of_channel = [residuals.channel == c for c in range(channels)]
         by_channel = torch.stack([_shrunk(rest[m], owner[m], pieces, levels, nothing, trust) for m in of_channel])
-        return cls(edges, (by_bin[:, None] + by_channel) * _movable(scores, residuals.channel, channels))
+        movable = _movable(scores, residuals.channel, channels)
+        movable[:, -1] *= means
+        return cls(edges, (by_bin[:, None] + by_channel) * movable)
 
     def __call__(self, forecast: Quantiles, lead: Tensor, channel: Tensor) -> Quantiles:
         """Corrected quantiles, never crossing, and the mean; `lead` and `channel` broadcast to the batch shape."""

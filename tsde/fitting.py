@@ -130,7 +130,8 @@ def _assemble(
     predictor = Predictor(experiment, table.clock, parts.scaler, members, identity, law, baselines)
     if parts.calibration:
         residuals = predictor.residuals(parts.calibration, calibrated=False)
-        predictor.calibrator = Calibrator.fit(residuals, channels, experiment.calibration, parts.pieces)
+        means = not members[0].literal
+        predictor.calibrator = Calibrator.fit(residuals, channels, experiment.calibration, parts.pieces, means)
     return predictor
 
 

@@ -56,6 +56,9 @@ class Forecaster(nn.Module, ABC):
     adaptive = False
     """Whether a solver's steps follow its error; such a model is asked for one series at a time."""
 
+    literal = False
+    """Whether its means are what it is called after, so that calibration leaves them."""
+
     examples = 2000
     """Windows that `prepare` would like to see, of the training part."""
 

@@ -31,6 +31,7 @@ class Last(Forecaster):
     units, the training marginal.
     """
 
+    literal = True
     variance: Tensor
 
     def __init__(self, config: LastConfig, channels: int):

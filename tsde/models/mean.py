@@ -27,6 +27,7 @@ class MeanConfig(BaseModel):
 class Mean(Forecaster):
     """The marginal law of each channel's training targets: its mean and its quantiles. No parameters to learn."""
 
+    literal = True
     average: Tensor
     values: Tensor
 
