@@ -97,10 +97,9 @@ def test_nothing_is_learnt_from_the_test_part(by: str) -> None:
 
 
 def test_calibration_leaves_the_last_value_and_the_mean_what_they_are_called(fitted: Fitted) -> None:
-    moved = {name: bool((b.calibrator.shift[..., -1] != 0).any()) for name, b in fitted.predictor.baselines.items()}
-    assert moved == {"last": False, "mean": False, "ridge": moved["ridge"]} and set(moved) == set(BASELINES)
-    for baseline in fitted.predictor.baselines.values():
-        assert (baseline.calibrator.shift[..., :-1] != 0).any()
+    for name, baseline in fitted.predictor.baselines.items():
+        shift = baseline.calibrator.shift
+        assert (shift[..., :-1] != 0).any() and (name == "ridge" or (shift[..., -1] == 0).all())
     query = fitted.test[0].query
     found, raw = (fitted.predictor.baselines["last"].law(query, calibrated) for calibrated in (True, False))
     assert torch.equal(found.mean, raw.mean) and not torch.equal(found.values, raw.values)

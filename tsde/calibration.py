@@ -12,7 +12,7 @@ from torch import Tensor
 from tsde.distribution import Quantiles, central_width
 
 _GROUP_TRUST = 6.0  # a lead-time bin or channel must show that much more to differ from the rest
-_UNALIKE = 0.5  # how much of their variance the scores of one piece share
+_ALIKE = 0.5  # how much of their variance the scores of one piece share
 _ATOM = 0.02  # share of exact hits above which a quantile is taken to lie on an atom
 
 
@@ -162,6 +162,6 @@ def _shrunk(
     quantiles = torch.lerp(ordered[left, column], ordered[right, column], position - left)
     clipped = ordered[:, -1].clamp(-1, 1)
     move = (torch.cat([quantiles, clipped.mean()[None]]) - towards) * (count / (count + shrinkage))
-    doubt = _UNALIKE * clipped.var(unbiased=False) / count
+    doubt = _ALIKE * clipped.var(unbiased=False) / count
     move[-1] *= (1 - doubt / (clipped.mean() - towards[-1]).square().clamp(min=1e-12)).clamp(min=0)
     return towards + move

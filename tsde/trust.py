@@ -33,7 +33,8 @@ def choose_trust(members: Sequence[Forecaster], validation: Iterable[Sequence[Wi
     Args:
         validation: windows of each fold; that of member i is number `i mod len(folds)`.
     """
-    if not any(_cautious(member) for member in members):
+    cautious = [part for member in members for part in _cautious(member)]
+    if not cautious:
         return
     folds = list(validation)
     logs, weights = [], []
@@ -41,10 +42,10 @@ def choose_trust(members: Sequence[Forecaster], validation: Iterable[Sequence[Wi
         scored = [_log_scores(member, windows) for member in members[number :: len(folds)]]
         logs.append(torch.stack([own for own, _ in scored]).mean(0))
         weights.append(scored[0][1])
-    taken = torch.tensor([_least(log, torch.cat(weights)) for log in torch.cat(logs).unbind(1)])
-    for member in members:
-        for part in _cautious(member):
-            part.trust.copy_(taken)
+    weight = torch.cat(weights)
+    taken = torch.tensor([_least(log, weight) for log in torch.cat(logs).unbind(1)])
+    for part in cautious:
+        part.trust.copy_(taken)
 
 
 def _cautious(member: Forecaster) -> list[Cautious]:
@@ -53,9 +54,10 @@ def _cautious(member: Forecaster) -> list[Cautious]:
 
 def _log_scores(member: Forecaster, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
     """Logarithms of squared errors and CRPS with each trust, `(G, 2, trusts)`, and weights of the groups `(G,)`."""
+    cautious = _cautious(member)
 
     def law(window: Window, trust: float) -> Quantiles:
-        for part in _cautious(member):
+        for part in cautious:
             part.trust.fill_(trust)
         return summarise(member(window.query))
 
