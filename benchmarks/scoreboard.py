@@ -85,31 +85,20 @@ Made by `python benchmarks/boards.py report` from `benchmarks/rows/`; protocols 
 
 Test scores: mean ± standard deviation over folds or seeds, with their number where it is not all of them. Selection is
 on validation series only, and a fold's test split is scored once per row. Fewer folds than the quoted numbers have are
-a first look, not a comparison: a fold's deviation is 5 to 15 % on B1. Some defaults were chosen while held-out scores
-on series of LEN01, HOD01 and LEN02 (B1), B5 and B6 were in sight, under other splits of the same files, so those
-series may be in the test parts here: rows of these sets are not untouched. The recipe was then frozen, on validation
-series of folds 0 and 1 of B1 and of B2, B5 and B6; of B1 folds 3 and 4 are the ones that nothing was scored on before
-(fold 2 was once, by a run of the same recipe that the clock cut short). Rows keep the commit that made them: those of
-`filter` on folds 1 to 4 of B1 (but DUP03, WAN01, LEN01 and LI01 of fold 1) came before corrections and intervals were
-put in units of what ridge regression leaves, before validation decided how much of that regression a forecast keeps,
-and before the latent ODE had the channels among its modes. Fold 0 of B1 was repeated after the first two and after the
-third: 1 and then .5 % less squared error in the geometric mean, and no set moved by more than its deviation over folds
-but WAN01 (14 % less); WAN01, LEN01 and LI01 of fold 1 came back 8, 1 and 2 % higher, within it. Of B5 fold 1 was
-looked at to find out why `filter` had .378 (CRPS .215) there over all folds once: the version before the latent ODE
-had the channels among its modes has .296 (.205) on it, the first one with them .354 (.218) and today's .341 (.217),
-while validation cannot tell them apart (.221 to .224). `filter` and `gru` on B5 are of the code that trusts means
-apart from quantiles and counts validation series by the logarithms of their scores; neither moved by 1 %, nor did
-`mixer` on the two folds that were repeated. On six sets of B1 (fold 0, validation series) these leave everything to
-what was learnt, as the code before did; all other rows are older. B2's seeds 2 to 4, those of fold 1 of B1 named above
-and B4's with a cycle came after validation's ties were given to the regression (`tsde/trust.py`); where what was
-learnt leads by more than a standard error that changes nothing. The baselines of B1, B2, B5 and B6, and on B2 `filter`
-with eight members, and with four and no thinning where nothing is dropped, are of today's code. All other rows came
-before members had one trust (on B1, B2 and B5 mostly everything, as before), before a mean was kept near that of its
-quantiles, which changes the fourth digit on validation series of B1, B2 and B5, before calibration moved means, and on
-B2 before windows of one trajectory counted as one piece there. Repeated, ridge has 14 % less squared error on NEL01, 6
-% less on B5 and within 1.2 % of it elsewhere; on B2 the CRPS of ridge is 2 to 3 % lower, and its 80 % intervals cover
-83 % in place of 70 %. Fold 0 of `filter` on NEL01 had 2 % less; on B5, once more after calibration moved means, it had
-1 % more there and `gru` 1 % less.
+a first look, not a comparison. Some defaults were chosen while held-out scores on series of LEN01, HOD01 and LEN02
+(B1), B5 and B6 were in sight, under other splits of the same files, so those series may be in the test parts here:
+rows of these sets are not untouched. The recipe was then frozen, on validation series of folds 0 and 1 of B1 and of
+B2, B5 and B6.
+
+Rows keep the commit that made them, and are repeated in part only as the code goes on. In order, there came: (1)
+corrections and intervals in units of what ridge regression leaves, validation deciding how much of that regression a
+forecast keeps, and the channels among the modes of the latent ODE; (2) the ties of that decision given to the
+regression (`tsde/trust.py`), which changes nothing where what was learnt leads by more than a standard error; (3) a
+decision of their own for means, with validation series counted by the logarithms of their scores; (4) means kept near
+those of their quantiles, which changes the fourth digit on validation series of B1, B2 and B5, means moved by
+calibration, and one decision for all members, which on B1, B2 and B5 is mostly for what was learnt, as before. The
+baselines of B1, B2, B5 and B6 came after all of these; other rows came before (4), but for some of B2, and the notes
+say what else they lack and what changed where they were repeated.
 
 The names of our rows are families and the settings that differ from the defaults; `last`, `mean` and `ridge` are the
 baselines, `analog` and `oracle` references of single boards. Marks of quoted numbers: [R] read in an official
