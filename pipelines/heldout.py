@@ -14,7 +14,7 @@ from tsde.fitting import Fitted, prepare
 from tsde.predictor import Predictor
 from tsde.series import SeriesSet
 from tsde.table import Table
-from tsde.windows import Region, Window, eligible_origins, fixed_windows
+from tsde.windows import Region, Split, Window, eligible_origins, fixed_windows
 
 _REMEDY = "score the model on a table that it has not seen"
 
@@ -23,7 +23,7 @@ _REMEDY = "score the model on a table that it has not seen"
 class HeldOut:
     """Windows with known answers, and the region of the table's series that they were cut from.
 
-    `part` says in words what it is.
+    `series` are all rows of the table, scaled; `part` says in words what the held-out part is.
     """
 
     table: Table
@@ -61,7 +61,7 @@ def _followed(table: Table, until: np.ndarray, reach: float) -> np.ndarray:
 
 def of_training(table: Table, fitted: Fitted) -> HeldOut:
     """The test part of the table that a predictor was just trained on."""
-    return HeldOut(table, fitted.series, fitted.split.test, fitted.test, "the test part of the training table")
+    return _test_part(fitted.predictor, table, fitted.split, fitted.test)
 
 
 def of_table(predictor: Predictor, table: Table, facts: Facts) -> HeldOut:
@@ -71,9 +71,9 @@ def of_table(predictor: Predictor, table: Table, facts: Facts) -> HeldOut:
         DataError: there is nothing to score.
     """
     card = Card.of(predictor)
-    if card is not None and card.data.sha256 == facts.sha256:
+    if card is not None and card.data.same_data(facts):
         parts = prepare(table, predictor.experiment, predictor.scaler)
-        found = HeldOut(table, parts.series, parts.split.test, parts.test, "the test part of the training table")
+        found = _test_part(predictor, table, parts.split, parts.test)
     else:
         found = _everything(predictor, table)
     if not found.windows:
@@ -86,11 +86,16 @@ def of_table(predictor: Predictor, table: Table, facts: Facts) -> HeldOut:
     return found
 
 
+def _test_part(predictor: Predictor, table: Table, split: Split, windows: list[Window]) -> HeldOut:
+    series = predictor.scaler.apply(table, predictor.experiment.seed)
+    return HeldOut(table, series, split.test, windows, "the test part of the training table")
+
+
 def _everything(predictor: Predictor, table: Table) -> HeldOut:
     series = predictor.scaler.apply(table, predictor.experiment.seed)
     infinity = torch.full((len(series),), torch.inf, dtype=torch.float64)
     region = Region(-infinity, infinity)
-    origins = eligible_origins(series, region)
+    origins = eligible_origins(series.telling(), region)
     windows = fixed_windows(origins, predictor.experiment.windows) if len(origins) else []
     part = f"all {table.n_series} series of a table other than the training table"
     return HeldOut(table, series, region, windows, part)

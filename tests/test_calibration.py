@@ -254,6 +254,16 @@ def test_a_channel_without_data_takes_the_correction_of_the_others() -> None:
     torch.testing.assert_close(calibrator.shift[0, 1], calibrator.shift[0, 0], rtol=0, atol=0.02)
 
 
+def test_constants_say_nothing_of_other_channels() -> None:
+    alone = residuals(200, 0.5)
+    sure = alone.forecast.mean * 0 + 3, torch.full_like(alone.forecast.values, 3.0)
+    constant = replace(alone, forecast=Quantiles(*sure, LEVELS), value=sure[0], channel=alone.channel + 1)
+    together = Calibrator.fit(Residuals.concatenate([alone, constant]), 2, CalibrationConfig())
+    by_itself = Calibrator.fit(alone, 1, CalibrationConfig())
+    torch.testing.assert_close(together.shift[:, 0], by_itself.shift[:, 0])
+    assert (together.shift[:, 1] == 0).all()
+
+
 def test_equal_leads_make_one_bin() -> None:
     data = residuals(300, 0.5)
     data = Residuals(data.forecast, data.value, torch.ones(300), data.channel, data.series)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
@@ -217,6 +218,39 @@ def test_a_channel_that_is_never_seen_is_forecast_all_the_same() -> None:
     table = read_table(frame, expected_channels=("y", "v"))
     found = fit_predictor(table, experiment("train.members=1")).predictor.forecast(table)
     assert np.isfinite(found[["tsde", "tsde-lo-80", "tsde-hi-80"]].to_numpy()).all()
+
+
+@pytest.mark.parametrize("family", ["filter", "ridge", "last"])
+def test_a_channel_that_is_never_a_target_is_as_uncertain_as_it_was(family: str) -> None:
+    frame = history(60)
+    frame.loc[frame["unique_id"].duplicated(), "v"] = np.nan  # known once, at the beginning
+    table = read_table(frame)
+    settings = [f"model={{family: {family}}}"] if family != "filter" else []
+    ours = load_experiment(None, [*settings, *(SHORT if settings else [*SMALL, *SHORT])], horizon=1.5)
+    found = fit_predictor(table, ours).predictor.forecast(table)
+    known = found[found["channel"] == "v"]
+    width = (known["tsde-hi-80"] - known["tsde-lo-80"]) / frame["v"].std()
+    assert (width > 1).all()
+    assert known["tsde"].between(known["tsde-lo-80"], known["tsde-hi-80"]).all()
+
+
+def test_rows_that_observe_nothing_push_nothing_out_of_a_context(fitted: Fitted) -> None:
+    frame = history()
+    last = frame["ds"] == frame.groupby("unique_id")["ds"].transform("max")
+    context = fitted.predictor.experiment.windows.context
+    empty = pd.concat([frame[last].assign(ds=frame[last]["ds"] - 1e-6 * n, y=np.nan, v=np.nan) for n in range(1, 40)])
+    predictor = replaced_context(fitted.predictor, 20)
+    assert predictor.experiment.windows.context == 20 < context
+    whole = read_table(pd.concat([frame, empty]))
+    assert whole.n_rows == len(frame) + len(empty)
+    pd.testing.assert_frame_equal(predictor.forecast(whole), predictor.forecast(TABLE))
+
+
+def replaced_context(predictor: Predictor, rows: int) -> Predictor:
+    windows = predictor.experiment.windows.model_copy(update={"context": rows})
+    ours = copy.copy(predictor)
+    ours.experiment = predictor.experiment.model_copy(update={"windows": windows})
+    return ours
 
 
 # Members beside each other

@@ -287,6 +287,17 @@ def test_typical_and_worst_are_what_they_say(model: Model) -> None:
     assert names[:3] == sorted(best, key=best.__getitem__, reverse=True)[:3]
 
 
+def test_a_table_is_the_same_in_another_file(model: Model, tmp_path: Path) -> None:
+    predictor, again = Predictor.load(model.folder), tmp_path / "again.csv.gz"
+    frame = pd.read_csv(model.table)
+    frame.iloc[::-1].to_csv(again, index=False)
+    first, second = (of_table(predictor, *data.load_for(predictor, table)) for table in (model.table, again))
+    assert first.part == second.part == "the test part of the training table"
+    frame.iloc[0, 2] += 1e-9
+    frame.to_csv(again, index=False)
+    assert of_table(predictor, *data.load_for(predictor, again)).part != first.part
+
+
 def test_a_model_of_the_library_alone_has_a_page_too(tmp_path: Path) -> None:
     frame = spirals(50, 10, seed=1)
     fit_predictor(read_table(frame), Experiment(horizon=1, model={"family": "last"})).predictor.save(tmp_path / "m")

@@ -516,6 +516,14 @@ def test_suspicions(write: Write) -> None:
     assert "'a' at 90000" in found["W-HUGE-GAP"].message
 
 
+@pytest.mark.parametrize("taken", ["channel", "status", "tsde", "tsde-lo-80"])
+@pytest.mark.parametrize("role", ["id_col", "time_col"])
+def test_the_names_of_a_forecasts_columns_are_taken(role: str, taken: str) -> None:
+    with pytest.raises(ValueError, match=f"'{taken}' is a column of every forecast table; give the column"):
+        TableSchema.model_validate({role: taken})
+    assert TableSchema(channel_col="channel", value_col="status").channel_col == "channel"
+
+
 @pytest.mark.parametrize(
     ("times", "guess"),
     [

@@ -115,7 +115,9 @@ def line(times: list[float], mask: list[bool] | None = None) -> SeriesSet:
     rows = len(times)
     seen = torch.tensor([True] * rows if mask is None else mask)[:, None]
     offsets = torch.tensor([0, rows])
-    return SeriesSet(offsets, torch.tensor(times).double(), torch.ones(rows, 1), seen, torch.zeros(1).long())
+    return SeriesSet(
+        offsets, torch.tensor(times, dtype=torch.float64), torch.ones(rows, 1), seen, torch.zeros(1).long()
+    )
 
 
 def test_a_target_one_horizon_ahead_is_inside_it() -> None:
@@ -124,6 +126,14 @@ def test_a_target_one_horizon_ahead_is_inside_it() -> None:
         assert len(eligible_origins(series, everywhere(series))) == 1
     series = line([0.0, 1.001])
     assert len(eligible_origins(series, everywhere(series))) == 0
+
+
+@pytest.mark.parametrize("step", [0.05, 0.001])
+def test_rows_a_fraction_of_a_second_apart_are_a_horizon_apart(step: float) -> None:
+    times = (1.7e9 + step * np.arange(1000)) / step  # dates, in horizons
+    series = line(times.tolist())
+    assert len(eligible_origins(series, everywhere(series))) == 999
+    assert len(eligible_origins(series, everywhere(series), horizon=0.99)) == 0
 
 
 def test_an_origin_needs_a_past_and_a_future() -> None:
@@ -473,6 +483,29 @@ def windows_equal(a: Window, b: Window) -> bool:
         (a.query.context.key, b.query.context.key),
     ]
     return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_a_target_that_rounding_places_at_its_origin_is_not_asked_for() -> None:
+    series = line([0.0, 1e-6, 50.0, 100.0])
+    origins = eligible_origins(series, everywhere(series), horizon=100.0)
+    for seed in range(20):
+        window = draw_windows(origins, CONFIG, 8, torch.Generator().manual_seed(seed))
+        assert (window.query.lead[window.mask.any(-1)] > 0).all()
+
+
+def test_rows_that_observe_nothing_tell_nothing() -> None:
+    series = line([0.0, 1.0, 2.0, 3.0, 4.0], [True, False, True, False, False])
+    both = SeriesSet(
+        torch.tensor([0, 5, 6]),
+        torch.cat([series.times, series.times[:1]]),
+        torch.arange(6.0)[:, None],
+        torch.cat([series.mask, series.mask[1:2]]),
+        torch.arange(2),
+    ).telling()
+    assert both.offsets.tolist() == [0, 3, 4]
+    assert both.times.tolist() == [0.0, 2.0, 4.0, 0.0]
+    assert both.values.ravel().tolist() == [0.0, 2.0, 4.0, 5.0]
+    assert both.mask.ravel().tolist() == [True, True, False, False]
 
 
 def test_thinning_hides_and_changes_nothing_else() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,8 @@ from pydantic import BaseModel, field_validator, model_validator
 
 from tsde.findings import Finding, TableError, listed, quoted
 from tsde.sheet import Misspelt, Sheet, categories, misspelt, numbers
+
+_FORECAST_COLUMN = re.compile("channel|status|tsde(-.*)?")  # beside the id and the time: see `Predictor.columns`
 
 
 class TableSchema(BaseModel, frozen=True, extra="forbid"):
@@ -51,6 +54,9 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
         roles = [name for name in (self.id_col, self.time_col, self.channel_col, self.value_col) if name is not None]
         if len(set(roles)) < len(roles):
             raise ValueError(f"the columns {listed(roles)} must differ from each other")
+        if taken := [name for name in (self.id_col, self.time_col) if _FORECAST_COLUMN.fullmatch(name)]:
+            text = "is a column of every forecast table"
+            raise ValueError(f"{listed(taken)} {text}; give the column of the ids or times another name")
         if self.channels is None:
             return self
         if not self.channels or len(set(self.channels)) < len(self.channels):

@@ -36,7 +36,6 @@ class Fitted:
     history: list[dict[str, float]]
     test: list[Window]
     split: Split
-    series: SeriesSet
     trials: dict[str, float]
     """Validation CRPS of each family that was tried, where the family was chosen."""
 
@@ -67,7 +66,7 @@ def prepare(table: Table, experiment: Experiment, scaler: Scaler | None = None) 
     split = split_windows(unscaled, experiment.split, experiment.seed, experiment.train.members)
     if scaler is None:
         scaler = Scaler.fit(table, horizon, _learnt_rows(unscaled, split), experiment.windows.calendar)
-    series = scaler.apply(table, experiment.seed)
+    series = scaler.apply(table, experiment.seed).telling()
     for fold in split.folds:
         for part, region in zip(("training", "validation"), fold, strict=True):
             _require(eligible_origins(series, region), part, table, horizon)
@@ -104,7 +103,7 @@ def _fit_predictor(
     experiment, trials = choose_family(parts.series, parts.split.folds, experiment, report, checkpoints)
     members, history = train_members(parts.series, parts.split.folds, experiment, report, checkpoints)
     predictor = _assemble(parts, experiment, table, members, baselines)
-    return Fitted(predictor, history, parts.test, parts.split, parts.series, trials)
+    return Fitted(predictor, history, parts.test, parts.split, trials)
 
 
 def _as_baseline(experiment: Experiment, name: str) -> Experiment:

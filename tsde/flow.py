@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad, silu
 
 from tsde import adaptive
+from tsde.adaptive import TimeField
 from tsde.path import ControlPath
 from tsde.scans.controlled import controlled_scan
 from tsde.scans.pairs import to_complex, to_real, turns
@@ -26,8 +27,6 @@ from tsde.tableau import TABLEAUS, Tableau
 
 Field_ = Callable[[Tensor], Tensor]
 """An autonomous vector field on states `(N, D)`; what does not depend on the state is a constant of its closure."""
-
-TimeField = Callable[[float, Tensor], Tensor]
 
 
 class Solver(BaseModel):

@@ -30,7 +30,7 @@ from tsde.scaling import Scaler
 from tsde.soundness import load_members, require_sound
 from tsde.table import Queries, Table
 from tsde.threads import single_thread
-from tsde.windows import Query, Window
+from tsde.windows import Query, Window, rounding
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Predictor:
     def _answer(self, table: Table, queries: Queries, seed: int, samples: int) -> Forecasts:
         if not table.n_series:
             return self._unknown(queries, seed, samples)
-        series = self.scaler.apply(table, seed)
+        series = self.scaler.apply(table, seed).telling()
         owner = pd.Index(table.ids).get_indexer(pd.Index(queries.ids))
         owner_tensor = torch.from_numpy(owner.astype(np.int64))
         known = torch.from_numpy(owner >= 0)
@@ -205,7 +205,7 @@ class Predictor:
 
         lead = times - series.times[row.clamp(min=0)]
         status = np.full(len(times), "ok", dtype=object)
-        status[(lead > 1 + 1e-6).numpy()] = "beyond_horizon"
+        status[(lead > 1 + rounding(times)).numpy()] = "beyond_horizon"
         status[past.numpy()] = "past"
         status[~usable.numpy()] = "no_history"
         status[broken.numpy()] = "diverged"

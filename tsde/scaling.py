@@ -1,4 +1,4 @@
-"""Location and scale per channel and the time unit, fitted on training rows only; undone on the distribution."""
+"""Location and scale per channel and the time unit, fitted on rows that are learnt from; undone on forecasts."""
 
 from __future__ import annotations
 

@@ -6,10 +6,11 @@ no lengths exist anywhere. Masked values are zero in the tensor, but no model ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tsde.calendar import periods
 
@@ -79,6 +80,13 @@ class SeriesSet:
     def series_of_row(self) -> Tensor:
         """`(R,)` int64."""
         return torch.repeat_interleave(torch.arange(len(self)), self.offsets.diff())
+
+    def telling(self) -> SeriesSet:
+        """Without the rows that observe nothing, but for the last one of a series, from which forecasts start."""
+        kept = self.mask.any(1)
+        kept[self.offsets[1:] - 1] = True
+        offsets = pad(kept.cumsum(0), (1, 0))[self.offsets]
+        return replace(self, offsets=offsets, times=self.times[kept], values=self.values[kept], mask=self.mask[kept])
 
     def count_until(self, series: Tensor, times: Tensor, strict: bool = False) -> Tensor:
         """Row index just after the last row of `series` that is at or before `times` (`strict`: before), both `(...)`.

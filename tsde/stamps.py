@@ -129,7 +129,7 @@ def date_order(column: pa.ChunkedArray, dayfirst: bool = False) -> str | None:
 
 
 def parsed_stamps(cells: pa.ChunkedArray, dayfirst: bool) -> Stamps:
-    """Text that `_arrow_stamps` could not read as a whole, taken apart cell by cell."""
+    """Text that `_quick_stamps` could not read as a whole, taken apart cell by cell."""
     fields = pc.extract_regex(cells, _DATETIME)
 
     def text(part: str) -> pa.ChunkedArray:

@@ -270,6 +270,11 @@ class Origins:
         return len(self.row)
 
 
+def rounding(times: Tensor) -> Tensor:
+    """How far scaled times of a clock, `(...)` float64, may lie beside the horizon that they mean."""
+    return _TOLERANCE + 4 * torch.finfo(times.dtype).eps * times.abs()
+
+
 def eligible_origins(series: SeriesSet, region: Region, horizon: float = 1.0) -> Origins:
     """Every row from which something in the region can be forecast within the horizon.
 
@@ -280,7 +285,7 @@ def eligible_origins(series: SeriesSet, region: Region, horizon: float = 1.0) ->
     rows = torch.arange(len(series.times))
     seen = torch.arange(len(series))
     from_row = series.count_until(seen, region.lower).sub(1).maximum(series.offsets[:-1])  # (N,)
-    until = torch.minimum(series.times + horizon + _TOLERANCE, region.upper[owner])
+    until = torch.minimum(series.times + horizon + rounding(series.times), region.upper[owner])
     first = torch.maximum(rows + 1, series.count_until(owner, region.lower[owner]))
     last = series.count_until(owner, until) - 1
     observed = series.mask.any(1).cumsum(0)
@@ -388,6 +393,7 @@ def _cut(
         phases(data.times[target], data.periods),
         origins.group[which],
     )
+    real = real & (query.lead > 0)  # float32 may place a target at an earlier origin, where it would be seen
     return Window(query, data.values[target], data.mask[target] & real[..., None], chosen)
 
 

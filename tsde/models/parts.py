@@ -177,10 +177,14 @@ def line_sums(x: Tensor, square: Tensor, seen: Tensor) -> Tensor:
 
 
 def nonnegative_line(sums: Tensor) -> Tensor:
-    """Least squares a + b x with a, b >= 0 from the sums of 1, x, x^2, y and x y: `(5, C)` -> `(2, C)`."""
-    count, x, xx, y, xy = sums
-    count = count.clamp(min=1)
+    """Least squares a + b x with a, b >= 0 from the sums of 1, x, x^2, y and x y: `(5, C)` -> `(2, C)`.
+
+    Where nothing was summed it is 1, the variance of a channel of which nothing is known.
+    """
+    known, x, xx, y, xy = sums
+    count = known.clamp(min=1)
     slope = ((xy - x * y / count) / (xx - x.square() / count).clamp(min=1e-9)).clamp(min=0)
     level = (y - slope * x) / count
     through_zero = xy / xx.clamp(min=1e-9)
-    return torch.stack([level.clamp(min=0), torch.where(level > 0, slope, through_zero)])
+    line = torch.stack([level.clamp(min=0), torch.where(level > 0, slope, through_zero)])
+    return torch.where(known > 0, line, torch.eye(2, 1, dtype=line.dtype))
