@@ -130,7 +130,8 @@ is not run here.
 Rows without thinning and dropout and with more steps have settings that were chosen on the validation series of fold
 0, for the filter: hiding part of every context in training, which keeps models from learning short tables by heart,
 keeps them here from learning a transition law that needs all of the last row. The peers have the same settings. Their
-4,000 steps take twice as long as the filter's 8,000, and three times as long as its 4,000.
+4,000 steps take one and a half to twice as long as the filter's 8,000, and three times as long as its 4,000. The peers
+on seeds 1 and 2 came after (4), all other rows before it.
 
 Printed in NSF (NeurIPS 2025) [R], KL at t = .25 / .5 / .75 / 1: latent SDE 2.1 / 1.8 / .9 / 1.5; LSDE
 1.3 / 7.2 / 74 / 53; GSDE 1.2 / 3.9 / 20 / 14; LNSDE 1.7 / 4.6 / 57 / 45; NSF .8 / 1.2 / .6 / .2. Their estimator is
