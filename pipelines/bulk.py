@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,6 +25,7 @@ from pipelines.worker import JOB, Job, Reply, Task, forecasts_file, samples_file
 from tsde.blocks import merged
 from tsde.bulk import read_part, read_questions, spill_queries, spill_table
 from tsde.errors import CannotWriteError
+from tsde.files import staged
 from tsde.findings import Finding, TableError
 from tsde.plot import save_figure
 from tsde.predictor import Predictor
@@ -51,18 +51,20 @@ class Sizes:
 
 @contextmanager
 def scratch(outputs: Outputs) -> Iterator[Path]:
-    """A folder beside the output, so on a disk that has room, which is gone at the end, also after a SIGTERM."""
-    try:
-        if outputs.table is not None:
-            outputs.table.parent.mkdir(parents=True, exist_ok=True)
-        name = outputs.table.name if outputs.table else "tsde"
-        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=outputs.table and outputs.table.parent))
-    except OSError as error:
-        raise CannotWriteError(f"cannot write beside {outputs.table}: {error.strerror or error}") from error
-    try:
+    """A folder beside the output, so on a disk that has room, which is gone at the end, also after a SIGTERM.
+
+    What a run that was killed left is removed by the next one that writes the same output.
+    """
+    with ExitStack() as stack:
+        try:
+            if outputs.table is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tsde-")))
+            else:
+                place = outputs.table.with_name(f"{outputs.table.name}.parts")
+                folder = stack.enter_context(staged(place, folder=True))
+        except OSError as error:
+            raise CannotWriteError(f"cannot write beside {outputs.table}: {error.strerror or error}") from error
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from pipelines.train import Trained
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-Data = Annotated[Path | None, Option(metavar="DATASET|TABLE", help="What `tsde ingest` wrote, or a table.")]
+Data = Annotated[
+    Path | None, Option(metavar="DATASET|TABLE", readable=False, help="What `tsde ingest` wrote, or a table.")
+]
 
 
 def _version(wanted: bool) -> None:
@@ -131,21 +133,21 @@ def train(
     if resume is not None:
         if config or horizon or family or settings or columns:
             raise UsageError("an interrupted run goes on as it was started: leave out what changes it beside --resume")
-        found, target = train.reopen(resume, data)
+        found, target, tracked = train.reopen(resume, data)
     elif data is not None:
         found = source.load(data, config, horizon, family, settings or [], columns)
-        target = Path("tsde-model")
+        target, tracked = Path("tsde-model"), True
     else:
         raise UsageError("name the data: --data DATASET|TABLE")
-    target = out or target
+    target, tracked = out or target, tracked and not no_track
     parts = plan.check(found, target)
     if dry_run:
         print(plan.describe(found, parts, target, resume, json), end="")
         return
-    folder = resume or train.start(found, target)
+    folder = resume or train.start(found, target, tracked)
     if config is None and resume is None:
         messages.note(f"# the configuration, to keep and change (--config)\n{found.experiment.to_yaml()}")
-    trained = train.run(found, target, folder, quiet, parts, (lambda trained: None) if no_track else _record)
+    trained = train.run(found, target, folder, quiet, parts, _record if tracked else (lambda trained: None))
     if json:
         print(trained.as_json())
         return
@@ -188,7 +190,9 @@ def forecast(
     out: Annotated[Path | None, Option(metavar="F.csv", help="Also .csv.gz or .parquet; stdout without.")] = None,
     horizon: Horizon = None,
     step: Annotated[str | None, Option(metavar="1d", help="Forecast every step up to the horizon.")] = None,
-    times: Annotated[Path | None, Option(metavar="T.csv", help="Or forecast for these ids and times.")] = None,
+    times: Annotated[
+        Path | None, Option(metavar="T.csv", readable=False, help="Or forecast for these ids and times.")
+    ] = None,
     level: Annotated[list[float] | None, Option(metavar="80", help="Central interval in percent; repeatable.")] = None,
     seed: Annotated[int, Option(metavar="S", help="Of sampled forecasts.")] = 0,
     samples: Annotated[int, Option(metavar="N", min=0, help="Also draw samples, with --samples-out.")] = 0,

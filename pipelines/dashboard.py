@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 from pipelines.messages import note
-from tsde.errors import MissingInputError, UsageError
+from tsde.errors import CannotWriteError, MissingInputError, UsageError
 
 _DEFAULT = "sqlite:///mlflow.db"
 _SQLITE = "sqlite:///"
+_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "file", "databricks")
 # One worker and no job queue: three processes and half a gigabyte instead of eleven and nearly two.
 _LIGHT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONWARNINGS": "ignore"}
 
@@ -26,10 +27,26 @@ def require(uri: str) -> None:
     """Look before MLflow does, which would make an empty store.
 
     Raises:
-        MissingInputError: there is no such SQLite file.
+        UsageError: no store is of that kind. MissingInputError: there is no such SQLite file.
     """
+    scheme, separator, _ = uri.partition("://")
+    if separator and scheme.partition("+")[0] not in _SCHEMES:
+        raise UsageError(f"{uri} is no tracking store: expected one that begins with {', '.join(_SCHEMES)}")
     if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).is_file():
         raise MissingInputError(f"there is no tracking store {uri}: `tsde train` makes one where it runs")
+
+
+def require_writable(uri: str) -> None:
+    """Look before MLflow does, which would try again for minutes.
+
+    Raises:
+        CannotWriteError: a SQLite store that cannot be written.
+    """
+    if uri.startswith(_SQLITE):
+        file = Path(uri.removeprefix(_SQLITE)).absolute()
+        for path in (file.parent, file):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise CannotWriteError(f"{path} cannot be written; name another store with MLFLOW_TRACKING_URI")
 
 
 def artifacts_beside(uri: str) -> Path | None:

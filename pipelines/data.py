@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from pipelines.messages import note
 from tsde.artifact import read_files
@@ -19,7 +19,7 @@ from tsde.config import Experiment, load_experiment, parse_experiment
 from tsde.errors import ArtifactError, DataError, TsdeError, UsageError
 from tsde.models import MODELS
 from tsde.predictor import Predictor
-from tsde.table import Table, read_parquet, read_table
+from tsde.table import Table, TableSchema, read_parquet, read_table
 
 TABLE_FILE, FACTS_FILE, EXPERIMENT_FILE = "table.parquet", "dataset.json", "experiment.yaml"
 
@@ -121,8 +121,34 @@ def load_for(predictor: Predictor, path: Path, columns: Mapping[str, Any] | None
 
 def table_for(predictor: Predictor, path: Path, columns: Mapping[str, Any] | None = None) -> Table:
     """Read a table with the columns, the channels and the clock of a model."""
-    schema = predictor.experiment.data.model_copy(update=dict(columns or {}))
+    schema = schema_for(predictor, columns)
     return _noted(read_table(path, schema, expected_channels=predictor.channels, expected_clock=predictor.clock))
+
+
+def schema_for(predictor: Predictor, columns: Mapping[str, Any] | None) -> TableSchema:
+    """How to read a table for a model: as the one it was trained on, but for the options in `columns`.
+
+    Raises:
+        UsageError: the options make no sense, alone, together or for this model.
+    """
+    columns = dict(columns or {})
+    if "timezone" in columns and predictor.clock.timezone is None:
+        raise UsageError("--timezone names the zone of the table's times, and this model's have none: leave it out")
+    try:
+        return TableSchema.model_validate(predictor.experiment.data.model_dump() | columns)
+    except ValidationError as error:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in columns)
+        raise UsageError(f"{options}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+
+
+def require_use(columns: Mapping[str, Any] | None, data: Path | None) -> None:
+    """Refuse options that tell how to read a table where there is none.
+
+    Raises:
+        UsageError: such an option, and no table.
+    """
+    if columns and data is None:
+        raise UsageError(f"--{next(iter(columns)).replace('_', '-')} tells how to read a table: name it with --data")
 
 
 def read_dataset(folder: Path) -> tuple[Table, Facts, Experiment]:

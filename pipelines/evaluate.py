@@ -8,8 +8,9 @@ from typing import Any
 
 from pipelines import pictures
 from pipelines.card import Card
-from pipelines.data import load_for
+from pipelines.data import load_for, require_use
 from pipelines.heldout import HeldOut, of_table
+from pipelines.places import require_apart
 from pipelines.rows import require_table_name
 from pipelines.score_tables import write_rows
 from pipelines.scores import Scoreboard, score
@@ -31,11 +32,13 @@ def run(
         plots: a directory for figures. out: a table of all scores.
 
     Raises:
-        UsageError: no data, and no scores were kept; or `out` is no name of a table.
+        UsageError: no data, and no scores were kept; `out` is no name of a table, or a place that is read.
         DataError: the table leaves nothing to score.
     """
     if out is not None:
         require_table_name(out)
+    require_apart((out, plots), (model, data))
+    require_use(columns, data)
     predictor = Predictor.load(model)
     if data is None:
         card = Card.of(predictor)

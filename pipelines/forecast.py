@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines import bulk, pictures
 from pipelines.answers import Shape, Tally, arbitrary, in_order, regular
+from pipelines.data import schema_for
 from pipelines.messages import note
 from pipelines.progress import forecast_progress
 from pipelines.question import Outputs, Question, unknown_note
@@ -49,9 +50,9 @@ def run(
     processes, by default as many as there are cores and work for; a small one in memory, unless `workers` are given.
     The output is the same.
     """
-    outputs.require_place()
+    outputs.require_place(model, source, question.times)
     predictor = Predictor.load(model)
-    schema = predictor.experiment.data.model_copy(update=dict(columns or {}))
+    schema = schema_for(predictor, columns)
     if workers is None and not _is_large(source) and (question.times is None or not _is_large(question.times)):
         known = _read(predictor, schema, source, question)
         if _rows(predictor, known, question) * (1 + outputs.samples) < _LARGE_ANSWER:
@@ -133,9 +134,9 @@ def plan(
     as_json: bool = False,
 ) -> str:
     """What `run` would do, once everything but the forecast itself has been checked."""
-    outputs.require_place()
+    outputs.require_place(model, source, question.times)
     predictor = Predictor.load(model)
-    known = _read(predictor, predictor.experiment.data.model_copy(update=dict(columns or {})), source, question)
+    known = _read(predictor, schema_for(predictor, columns), source, question)
     _tell(known, question)
     rows, series = _rows(predictor, known, question), known.table.n_series
     places = [str(path) for path in (outputs.table, outputs.samples_table, outputs.picture) if path]

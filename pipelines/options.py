@@ -14,8 +14,11 @@ from typer import Argument, Option
 from pipelines import messages
 
 Model = Annotated[str, Argument(metavar="MODEL", help="A model: a directory, runs:/ID or models:/NAME@ALIAS.")]
-TablePath = Annotated[Path, Argument(metavar="TABLE", help="A table: .csv, .csv.gz or .parquet.")]
-Config = Annotated[Path | None, Option(metavar="C", help="Configuration in YAML; configs/ has examples.")]
+# whether files can be read is found out, and said, where they are read
+TablePath = Annotated[Path, Argument(metavar="TABLE", readable=False, help="A table: .csv, .csv.gz or .parquet.")]
+Config = Annotated[
+    Path | None, Option(metavar="C", readable=False, help="Configuration in YAML; configs/ has examples.")
+]
 Horizon = Annotated[str | None, Option(metavar="H", help="How far ahead: 30d, 12h, or a plain number like the times.")]
 Set = Annotated[list[str] | None, Option("--set", metavar="a.b=c", help="Override one setting; may be repeated.")]
 

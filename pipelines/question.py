@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.places import require_apart
 from pipelines.rows import require_table_name
 from tsde.errors import CannotWriteError, UsageError
 
@@ -56,8 +57,9 @@ class Outputs:
         if (self.samples > 0) != (self.samples_table is not None):
             raise UsageError("--samples N and --samples-out P go together: how many, and where to")
 
-    def require_place(self) -> None:
-        """Refuse, before any work is done, to write a table where a directory stands."""
+    def require_place(self, *inputs: Path | None) -> None:
+        """Refuse, before any work is done, to write a table where a directory stands, or over one of the inputs."""
+        require_apart((self.table, self.samples_table, self.picture), inputs)
         for path in (self.table, self.samples_table):
             if path is not None and path.is_dir():
                 raise CannotWriteError(f"cannot write {path}: it is a directory")

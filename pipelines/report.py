@@ -14,11 +14,13 @@ from jinja2 import Environment, StrictUndefined
 
 from pipelines import fans, pictures, verdicts
 from pipelines.card import Card
-from pipelines.data import Facts, load_for
+from pipelines.data import Facts, load_for, require_use
 from pipelines.heldout import of_table
+from pipelines.places import require_apart
 from pipelines.scores import Scoreboard, score
 from pipelines.svg import inline_svg, printable
 from tsde import plot
+from tsde.errors import UsageError
 from tsde.evaluation import LEVELS
 from tsde.files import write_file
 from tsde.predictor import Predictor
@@ -102,8 +104,13 @@ def run(model: Path, out: Path, data: Path | None = None, columns: Mapping[str, 
     """Write the page about a model: its scores on `data` with forecasts of its series, or those of its training.
 
     Raises:
+        UsageError: `out` is no name of a page, or a place that is read.
         DataError: the table leaves nothing to score.
     """
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{out}: expected a page that ends in .html")
+    require_apart([out], (model, data))
+    require_use(columns, data)
     write_file(out, render(gather(model, data, columns)).encode())
 
 
@@ -156,7 +163,7 @@ def _margin(error: float) -> str:
     """A standard error in per cent; of a single series there is none, nor of what is undefined."""
     if np.isnan(error):
         return ""
-    return f"± {100 * error:.1f}" if np.isfinite(error) else "(one series)"
+    return f"± {100 * error:.1f}" if np.isfinite(error) else ""
 
 
 def _saved(share: float) -> str:

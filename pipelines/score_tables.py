@@ -50,7 +50,7 @@ def skill_table(board: Scoreboard, measure: Measure, by_channel: bool = False) -
 
 def lead_table(board: Scoreboard) -> Table:
     """The model by lead time."""
-    table = _table("By lead time", "lead", "CRPS", *_headings(), "observations")
+    table = _table("By lead time", "lead", "CRPS", *_headings(), "values")
     for before, after in zip(board.model.before.by_lead, board.model.after.by_lead, strict=True):
         _slice_row(table, board.between(after), before, after)
     return table
@@ -58,7 +58,7 @@ def lead_table(board: Scoreboard) -> Table:
 
 def channel_table(board: Scoreboard) -> Table:
     """The model by channel."""
-    table = _table("By channel", "channel", "CRPS", *_headings(), "observations")
+    table = _table("By channel", "channel", "CRPS", *_headings(), "values")
     for before, after in zip(board.model.before.by_channel, board.model.after.by_channel, strict=True):
         _slice_row(table, after.name, before, after)
     return table
@@ -134,27 +134,32 @@ def _slice_row(table: Table, name: str, before: Slice, after: Slice) -> None:
 
 def _coverage(before: Scores, after: Scores, level: int) -> str:
     share, error = after.coverage[level]
-    margin = f"± {100 * error:.1f}" if math.isfinite(error) else "(one series)"
-    return f"{100 * before.coverage[level][0]:.1f} → {100 * share:.1f} {margin}"
+    return f"{100 * before.coverage[level][0]:.1f}→{100 * share:.1f}{_margin(error)}"
+
+
+def _margin(error: float) -> str:
+    """Of a share; one series has none."""
+    return f" ± {100 * error:.1f}" if math.isfinite(error) else ""
 
 
 def _saved(skill: Skill) -> str:
     if not math.isfinite(skill.value):
         return "undefined"
-    margin = f"± {100 * skill.error:.1f}" if math.isfinite(skill.error) else "(one series)"
-    return f"{100 * skill.value:+.1f} {margin}" + ("*" if skill.verdict() else " ")
+    return f"{100 * skill.value:+.1f}{_margin(skill.error)}" + ("*" if skill.verdict() else " ")
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
     table = Table(
         title=title,
         box=box.SIMPLE_HEAD,
+        collapse_padding=True,  # for terminals of eighty columns
+        pad_edge=False,
         title_justify="left",
         caption_justify="left",
         title_style="bold",
         caption_style="dim",
     )
-    table.add_column(first)
+    table.add_column(first, min_width=min(len(first), 12))
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table

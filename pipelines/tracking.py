@@ -19,7 +19,7 @@ from typing import Any
 
 import tsde
 from pipelines.card import Card
-from pipelines.dashboard import artifacts_beside, require, store
+from pipelines.dashboard import artifacts_beside, require, require_writable, store
 from pipelines.rows import as_csv
 from pipelines.score_tables import frame
 from pipelines.scores import LEVEL, MEASURES, Entry, Scoreboard
@@ -38,6 +38,7 @@ def record(trained: Trained) -> str:
     Raises:
         Exception: whatever the store raises; the model is saved by then, so the caller only warns.
     """
+    require_writable(store())
     mlflow = connect(store())
     client = mlflow.MlflowClient()
     began = int(1000 * (time.time() - trained.card.seconds))

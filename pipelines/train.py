@@ -37,11 +37,12 @@ _CHECKPOINTS = "checkpoints"
 
 
 class _Run(BaseModel, frozen=True):
-    """What a working directory is for: where the model goes, and which data it learns from."""
+    """What a working directory is for: where the model goes, which data it learns from, and whether MLflow is told."""
 
     data: Path
     sha256: str
     out: Path
+    tracked: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def working_directory(data: Data, out: Path) -> Path:
     return folder
 
 
-def start(data: Data, out: Path) -> Path:
+def start(data: Data, out: Path, tracked: bool = True) -> Path:
     """A fresh working directory for a run whose model goes to `out`.
 
     Raises:
@@ -86,7 +87,7 @@ def start(data: Data, out: Path) -> Path:
         with _alone(folder):
             note(f"starting afresh: the interrupted run in {folder} is discarded")
             discard(folder)
-    about = _Run(data=data.path.absolute(), sha256=data.facts.sha256, out=out.absolute())
+    about = _Run(data=data.path.absolute(), sha256=data.facts.sha256, out=out.absolute(), tracked=tracked)
     try:
         with staged(folder, folder=True) as temporary:
             write_synced(temporary / EXPERIMENT_FILE, data.experiment.to_yaml().encode())
@@ -97,8 +98,8 @@ def start(data: Data, out: Path) -> Path:
     return folder
 
 
-def reopen(folder: Path, data: Path | None = None) -> tuple[Data, Path]:
-    """The data and the `out` of an interrupted run, with the experiment it was started with.
+def reopen(folder: Path, data: Path | None = None) -> tuple[Data, Path, bool]:
+    """The data and the `out` of an interrupted run, with the experiment it was started with, and whether to track it.
 
     Raises:
         MissingInputError: there is no such run.
@@ -115,7 +116,7 @@ def reopen(folder: Path, data: Path | None = None) -> tuple[Data, Path]:
     found = load(data or about.data, folder / EXPERIMENT_FILE)
     if found.facts.sha256 != about.sha256:
         raise DataError(f"{found.path} has changed since the run {folder} started: start a new run on it")
-    return found, about.out
+    return found, about.out, about.tracked
 
 
 def run(

@@ -498,6 +498,15 @@ def test_a_kill_leaves_nothing(how: signal.Signals, model: Path, tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.csv", "t.csv"] and out.read_text() == "old"
 
 
+def test_what_a_killed_run_left_goes_with_the_next(model: Path, table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f.csv"
+    left = tmp_path / ".f.csv.parts.0123abcd.tmp"
+    left.mkdir()
+    (left / "table-0.arrow").write_bytes(b"patients")
+    pipelines.forecast.run(model, table, Question("1"), Outputs(out), workers=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["f.csv"]
+
+
 def test_a_worker_that_dies_is_an_error_and_leaves_nothing(model: Path, table: Path, tmp_path: Path) -> None:
     with Crew(tmp_path / "none", tmp_path / "no model", [], 1) as crew, pytest.raises(Exception, match="ended early"):
         list(crew.work([Task(number=0, span=Span(lower=None, upper=None))]))

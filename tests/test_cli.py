@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -16,10 +17,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from commands import refuse, succeed, tsde
+from rich.console import Console
 
 import pipelines.demo
 import pipelines.train
+from pipelines.card import Card
 from pipelines.exits import CODES
+from pipelines.score_tables import channel_table, lead_table
 from tsde import errors
 from tsde.config import load_experiment
 from tsde.predictor import Predictor
@@ -62,6 +66,15 @@ def test_training_prints_the_model_beside_the_baselines(job: Job) -> None:
     for word in ("filter", "last", "mean", "ridge", "CRPS", "80 % coverage", "By lead time", str(job.model)):
         assert word in job.printed
     assert not job.model.with_name("model.run").exists()
+
+
+def test_tables_of_scores_fit_a_terminal_of_eighty_columns(job: Job) -> None:
+    card = Card.of(Predictor.load(job.model))
+    assert card is not None and card.scores is not None
+    for table in (lead_table(card.scores), channel_table(card.scores)):
+        console = Console(width=80, record=True, file=io.StringIO())
+        console.print(table)
+        assert "…" not in console.export_text()
 
 
 def test_training_says_how_much_of_the_forecast_is_ridge_regression(job: Job) -> None:
@@ -258,6 +271,21 @@ def test_a_bad_table_is_refused(text: str, message: str, job: Job, tmp_path: Pat
         (2, "train --data {table} --horizon 1 --family no_such", "tsde models"),
         (2, "train --data {dataset} --out {dataset}", "is the data"),
         (2, "forecast {model} {table} --horizon 0", "above zero"),
+        (2, "forecast {model} {table} --horizon 1 --out {table}", "is read: writing there would lose"),
+        (2, "forecast {model} {table} --horizon 1 --out {model}/f.csv", "lies inside"),
+        (2, "forecast {model} {table} --times {table} --out {folder}/../{folder.name}/link.csv", "would lose"),
+        (2, "forecast {model} {table} --horizon 1 --out f.csv --samples 1 --samples-out f.csv", "two"),
+        (2, "forecast {model} {table} --horizon 1 --dry-run --plot {model}/f.png", "lies inside"),
+        (2, "forecast {model} {table} --horizon 1 --timezone Mars", "this model's have none"),
+        (2, "forecast {model} {table} --horizon 1 --id-col when --time-col when", "must differ"),
+        (2, "forecast {model} {table} --horizon 1 --id-col tsde", "a column of every forecast table"),
+        (2, "evaluate {model} --out {model}/s.csv", "lies inside"),
+        (2, "evaluate {model} --data {table} --plots {model}", "is read"),
+        (2, "evaluate {model} --id-col foo", "--id-col tells how to read a table: name it with --data"),
+        (2, "report {model} --data {table} --out {folder}/page.pdf", "ends in .html"),
+        (2, "report {model} --data {table} --out {model}/page.html", "lies inside"),
+        (2, "report {model} --dayfirst --out {folder}/page.html", "--dayfirst tells how"),
+        (2, "ui --store foo://x", "no tracking store: expected one that begins with sqlite"),
         (2, "forecast {model} {table}", "neither"),
         (2, "forecast {model} {table} --horizon 1 --times {table}", "both"),
         (2, "forecast {model} {table} --horizon 1 --level 100", "level"),
@@ -267,6 +295,7 @@ def test_a_bad_table_is_refused(text: str, message: str, job: Job, tmp_path: Pat
         (65, "forecast {dataset} {table} --horizon 1", "is a 'dataset' of tsde, expected a model"),
         (65, "evaluate {folder}", "manifest"),
         (66, "forecast {folder}/none {table} --horizon 1", "does not exist"),
+        (66, "forecast {table} {model} --horizon 1", "table.csv is a file: name the directory of a model"),
         (66, "forecast {model} {folder}/none.csv --horizon 1", "no such file"),
         (66, "forecast {model} {table} --times {folder}/none.csv", "no such file"),
         (66, "train --data {folder}/none.csv --horizon 1", "no such file"),
@@ -278,15 +307,18 @@ def test_a_bad_table_is_refused(text: str, message: str, job: Job, tmp_path: Pat
         (73, "ingest {table} --time-col when --horizon 1 --out {folder}/taken.csv", "not written by tsde"),
         (78, "train --data {table} --horizon 1 --set train.stepz=3", "'train.stepz'"),
         (78, "train --data {table} --horizon 1 --set train.steps=many", "'train.steps'.*'many'"),
+        (78, "train --data {table} --horizon 1 --set train.max_time=5m", "'train.max_time': expected seconds, or"),
+        (78, "train --data {table} --horizon 1 --set data.channels=x", "'data.channels': expected a list of names"),
     ],
 )
 def test_every_refusal_has_its_code(code: int, arguments: str, message: str, job: Job, tmp_path: Path) -> None:
     (tmp_path / "taken.csv").mkdir()
     (tmp_path / "taken.csv" / "precious").touch()
+    (tmp_path / "link.csv").symlink_to(job.table)
     places = {"table": job.table, "dataset": job.dataset, "model": job.model, "folder": tmp_path}
     said = refuse(code, *arguments.format(**places).split())
     assert re.search(message, said), said
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["precious", "taken.csv"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["link.csv", "precious", "taken.csv"]
 
 
 def test_every_error_has_a_code() -> None:

@@ -165,6 +165,16 @@ def test_a_run_exists_whole_or_not_at_all(existing: bool, table: Path, tmp_path:
     assert os.listdir(tmp_path) == ["model.run"]
 
 
+def test_a_run_that_is_not_to_be_tracked_stays_so(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    found, out = data.load(table, horizon="1", overrides=SETTINGS), tmp_path / "model"
+    folder = pipelines.train.start(found, out, tracked=False)
+    assert run("train", "--resume", folder, "--quiet").exit_code == 0
+    assert os.listdir(tmp_path) == ["model"]
+    assert pipelines.train.reopen(pipelines.train.start(found, out))[2]
+
+
 def test_a_run_belongs_to_one_process(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     folder = pipelines.train.start(data.load(table, horizon="1", overrides=SETTINGS), out)

@@ -17,7 +17,7 @@ import pytest
 import pipelines.tracking
 from pipelines import data, forecast, mlflow_model, train
 from pipelines.dashboard import artifacts_beside
-from tsde.errors import MissingInputError, UsageError
+from tsde.errors import CannotWriteError, MissingInputError, UsageError
 from tsde.predictor import Predictor
 from tsde.synthetic import ornstein_uhlenbeck
 
@@ -133,6 +133,17 @@ table = pandas.read_csv(sys.argv[1], dtype=str)
 found = model.predict(table, params={"horizon": "1", "step": "0.25", "level": [50.0, 80.0], "seed": 4})
 found.to_csv(sys.argv[2], index=False, float_format="%.9g")
 """
+
+
+def test_a_store_that_cannot_be_written_is_not_tried(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(CannotWriteError, match="MLFLOW_TRACKING_URI"):
+        pipelines.tracking.record(recorded.trained)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_registered_model_answers_as_the_command_line(recorded: Recorded, tmp_path: Path) -> None:

@@ -154,6 +154,10 @@ def parse_json(data: bytes) -> Any:
 
 
 def _read(folder: Path, kind: str) -> tuple[dict[str, bytes], dict[str, dict[str, Tensor]]]:
+    if folder.is_file():
+        raise MissingInputError(
+            f"expected a directory written by tsde, but {folder} is a file: name the directory of a {kind}"
+        )
     if not folder.is_dir():
         aside = leftovers(folder, ".old")
         remedy = f"; a writer was killed and left the last version in {aside[-1]}: rename that" if aside else ""

@@ -39,6 +39,13 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
     timezone: str | None = None
     dayfirst: bool = False
 
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _listed(cls, channels: object) -> object:
+        if isinstance(channels, str):
+            raise ValueError("expected a list of names, such as [a, b]")
+        return channels
+
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, timezone: str | None) -> str | None:

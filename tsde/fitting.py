@@ -67,9 +67,10 @@ def prepare(table: Table, experiment: Experiment, scaler: Scaler | None = None) 
     if scaler is None:
         scaler = Scaler.fit(table, horizon, _learnt_rows(unscaled, split), experiment.windows.calendar)
     series = scaler.apply(table, experiment.seed).telling()
+    by_time = bool(torch.isfinite(split.train.upper).any())
     for fold in split.folds:
         for part, region in zip(("training", "validation"), fold, strict=True):
-            _require(eligible_origins(series, region), part, table, horizon)
+            _require(eligible_origins(series, region), part, table, horizon, by_time)
     held_out = (eligible_origins(series, region) for region in (split.calibration, split.test))
     calibration, test = (fixed_windows(origins, experiment.windows) for origins in held_out)
     return Parts(scaler, series, split, calibration, test, split.calibration.pieces())
@@ -140,9 +141,12 @@ def _learnt_rows(series: SeriesSet, split: Split) -> np.ndarray:
     return (series.times <= upper[series.series_of_row]).numpy()
 
 
-def _require(origins: Origins, part: str, table: Table, horizon: float) -> None:
+def _require(origins: Origins, part: str, table: Table, horizon: float, by_time: bool) -> None:
     if len(origins) == 0:
+        remedy = "give a longer horizon or more data"
+        if by_time and table.n_series > 3:
+            remedy += ", or split by whole series (--set split.by=series)"
         raise DataError(
             f"no series has an observation within the horizon {table.clock.format_duration(horizon)} after another one "
-            f"in the {part} part ({table.n_series} series, {table.n_rows} rows): give a longer horizon or more data"
+            f"in the {part} part ({table.n_series} series, {table.n_rows} rows): {remedy}"
         )

@@ -33,7 +33,7 @@ def _seconds(value: object) -> object:
             Clock(kind="datetime").parse_duration(value) if isinstance(value, str) and value[-1:].isalpha() else value
         )
     except UsageError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError("expected seconds, or a number and a unit, such as 300s or 5min") from error
 
 
 WallTime = Annotated[float, BeforeValidator(_seconds)]
