@@ -245,6 +245,12 @@ def test_folds_share_out_the_series_that_are_not_held_out(members: int) -> None:
     assert torch.equal(single.train.upper, split.folds[0].train.upper)
 
 
+def test_parts_of_one_period_count_for_twenty_pieces_at_most() -> None:
+    lower = torch.tensor([0.0, 0.0, -torch.inf]).double()
+    pieces = Region(lower, torch.tensor([300.0, 100.0, torch.inf]).double()).pieces()
+    assert pieces.tolist() == [15.0, 5.0, 1.0]
+
+
 def test_a_part_by_time_has_as_many_pieces_as_horizons() -> None:
     infinity = torch.inf
     lower = torch.tensor([0.0, 2.0, -infinity, 3.0, -infinity]).double()

@@ -21,6 +21,7 @@ FOLDS = 5
 
 _MANY = 20  # series, from which on each is a group of its own
 _FEWEST, _MOST, _LONG = 5, 10, 2.0  # stretches of time where series are few, and horizons in one
+_PERIOD = 20.0  # pieces
 _NOISE = 0.2  # deviations
 _TOLERANCE = 1e-6  # of a horizon: a target exactly one horizon ahead is inside it whatever the rounding
 
@@ -171,9 +172,14 @@ class Region(NamedTuple):
     upper: Tensor
 
     def pieces(self) -> Tensor:
-        """How many horizons long each series' part is, at least one, `(N,)`; one where it is a series as a whole."""
+        """How many horizons long each series' part is, at least one, `(N,)`; one where it is a series as a whole.
+
+        Parts of time count for twenty together at most: all are of one period, and however many horizons it holds, how
+        periods differ is not to be seen in it.
+        """
         part = torch.isfinite(self.lower) & torch.isfinite(self.upper)
-        return torch.where(part, (self.upper - self.lower).clamp(min=1), 1.0)
+        pieces = torch.where(part, (self.upper - self.lower).clamp(min=1), 1.0)
+        return torch.where(part, pieces * (_PERIOD / pieces[part].sum()).clamp(max=1), pieces)
 
 
 class Fold(NamedTuple):
