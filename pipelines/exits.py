@@ -65,4 +65,6 @@ def verdict(error: BaseException) -> tuple[int, str]:
     if isinstance(error, TsdeError):
         return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), UNEXPECTED), f"error: {error}"
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    if isinstance(error, MemoryError) or "can't allocate memory" in reason:  # torch has no type for it
+        return UNEXPECTED, f"error: out of memory; a smaller model, train.batch or table needs less ({reason})"
     return UNEXPECTED, f"error: unexpected {reason}; add --debug to see where it came from"

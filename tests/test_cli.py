@@ -22,7 +22,7 @@ from rich.console import Console
 import pipelines.demo
 import pipelines.train
 from pipelines.card import Card
-from pipelines.exits import CODES
+from pipelines.exits import CODES, verdict
 from pipelines.score_tables import channel_table, lead_table
 from tsde import errors
 from tsde.config import load_experiment
@@ -319,6 +319,12 @@ def test_every_refusal_has_its_code(code: int, arguments: str, message: str, job
     said = refuse(code, *arguments.format(**places).split())
     assert re.search(message, said), said
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["link.csv", "precious", "taken.csv"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you ...")])
+def test_too_little_memory_is_called_that(error: Exception) -> None:
+    code, said = verdict(error)
+    assert code == 1 and said.startswith("error: out of memory; a smaller model")
 
 
 def test_every_error_has_a_code() -> None:
