@@ -17,13 +17,13 @@ import pyarrow as pa
 
 from pipelines import pictures
 from pipelines.answers import Shape, Tally, by_place
-from pipelines.crew import Crew
 from pipelines.messages import note
 from pipelines.question import Outputs, Question, unknown_note
 from pipelines.rows import SAMPLE_COLUMNS, is_text, write_table
 from pipelines.worker import JOB, Job, Reply, Task, forecasts_file, samples_file
 from tsde.blocks import merged
 from tsde.bulk import read_part, read_questions, spill_queries, spill_table
+from tsde.crew import Crew
 from tsde.errors import CannotWriteError
 from tsde.files import staged
 from tsde.findings import Finding, TableError
@@ -39,6 +39,8 @@ Report = Callable[[str, float], None]
 _ROWS = 2**17  # of the output that are put in order at once
 _PARTS = 4  # for each worker, so that all end at about the same time
 _LEAST = 2**22  # bytes of a part, unless there is but one
+_KEPT = str(2**26)  # bytes that a worker keeps to use again; asking for the same pages each time costs a quarter
+_SETTINGS = {"OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": _KEPT, "MALLOC_MMAP_THRESHOLD_": _KEPT}
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,18 @@ def terminable() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+def forecasters(folder: Path, model: Path, places: Sequence[Path], count: int) -> Crew[Task, Reply]:
+    """`count` processes that forecast parts of a table spilled to `folder`, and clear it away if this one is killed."""
+
+    def read(line: str) -> tuple[Reply, bool]:
+        reply = Reply.model_validate_json(line)
+        reply.raise_error()
+        return reply, reply.share == 1
+
+    command = ["pipelines.worker", str(folder), str(model), *map(str, places)]
+    return Crew(command, _SETTINGS, count, Task.model_dump_json, read, "forecasting", "no file was written")
+
+
 def run(
     predictor: Predictor,
     model: Path,
@@ -102,7 +116,7 @@ def run(
     """
     names = predictor.columns(question.levels)
     places = [path for path in (outputs.table, outputs.samples_table) if path is not None]
-    with terminable(), scratch(outputs) as folder, Crew(folder, model, places, workers) as crew:
+    with terminable(), scratch(outputs) as folder, forecasters(folder, model, places, workers) as crew:
         shape = Shape(is_text(outputs.table), outputs.samples, is_text(outputs.samples_table))
 
         def read(row: int) -> None:
@@ -144,7 +158,7 @@ class Outcome:
         self.job, self.spans, self.tally = job, spans, Tally()
         self._replies: dict[int, Reply] = {}
 
-    def finished(self, crew: Crew, report: Report) -> Iterator[int]:
+    def finished(self, crew: Crew[Task, Reply], report: Report) -> Iterator[int]:
         """Have all parts done; yields their numbers in order, each as soon as it and those before it are done.
 
         Raises:

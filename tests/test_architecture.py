@@ -25,6 +25,7 @@ LAYERS: dict[str, int] = {
     "locks": 0,
     "files": 1,
     "threads": 1,
+    "crew": 1,
     "artifact": 2,
     "findings": 1,
     "document": 1,

@@ -26,13 +26,13 @@ import pipelines.forecast
 from pipelines import messages
 from pipelines.bulk import Sizes
 from pipelines.cli import app
-from pipelines.crew import Crew
 from pipelines.question import Outputs, Question
 from pipelines.rows import SAMPLE_COLUMNS, as_csv, encode, encode_samples, write_table
 from pipelines.worker import JOB, Job, Reply, Task, solve
 from tsde.blocks import merged, read_blocks
 from tsde.bulk import read_part, spill_table
 from tsde.config import load_experiment
+from tsde.errors import TsdeError
 from tsde.findings import Finding, TableError
 from tsde.fitting import fit_predictor
 from tsde.predictor import Predictor
@@ -253,7 +253,7 @@ def test_parts_give_the_bytes_of_the_whole(
     pipelines.forecast.run(model, table, question, outputs_in(tmp_path / "whole", suffix, samples=3))
     expected = contents(tmp_path / "whole")
     assert len(expected) == 2
-    monkeypatch.setattr("pipelines.bulk.Crew", Alone)
+    monkeypatch.setattr("pipelines.bulk.forecasters", Alone)
     monkeypatch.setattr("tsde.runs._BATCH", 16)
     monkeypatch.setattr("pipelines.worker._BATCH", 500)
     for sizes, cells, rows in ((SMALL, 40, 60), (Sizes(3000, 30000), 2**17, 2**17), (replace(SMALL, part=1), 1, 7)):
@@ -280,7 +280,7 @@ def test_forecasts_that_take_long_get_a_process_per_core(
         crews.append(count)
         return Alone(folder, model, places, count)
 
-    monkeypatch.setattr("pipelines.bulk.Crew", crew)
+    monkeypatch.setattr("pipelines.bulk.forecasters", crew)
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     monkeypatch.setattr("pipelines.forecast._LARGE_TABLE", 1)
     monkeypatch.setattr("pipelines.forecast._PROBE", 20)
@@ -330,7 +330,7 @@ def test_a_tidy_table_of_typed_columns(model: Path, tmp_path: Path, monkeypatch:
     tidy = wide.melt(["unique_id", "ds"], var_name="what", value_name="amount").dropna().sample(frac=1, random_state=1)
     tidy.to_parquet(tmp_path / "t.parquet")
     columns = {"channel_col": "what", "value_col": "amount"}
-    monkeypatch.setattr("pipelines.bulk.Crew", Alone)
+    monkeypatch.setattr("pipelines.bulk.forecasters", Alone)
     monkeypatch.setattr("tsde.blocks._CELLS", 400)
     predictor = Predictor.load(model)
     schema = predictor.experiment.data.model_copy(update=columns)
@@ -382,7 +382,7 @@ def test_a_refusal_names_the_line_and_leaves_nothing(
         tmp_path / "t.csv", index=False
     )
     path = spoiled(tmp_path / "t.csv", tmp_path, *changes)
-    monkeypatch.setattr("pipelines.bulk.Crew", Alone)
+    monkeypatch.setattr("pipelines.bulk.forecasters", Alone)
     monkeypatch.setattr("pipelines.forecast.bulk.Sizes", lambda: SMALL)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(TableError) as refused:
@@ -400,7 +400,7 @@ def test_notes_of_parts_come_once(model: Path, tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "t.csv"
     frame = uneven().sort_values("ds", ascending=False, kind="stable").assign(comment="nothing")
     frame.to_csv(path, index=False)
-    monkeypatch.setattr("pipelines.bulk.Crew", Alone)
+    monkeypatch.setattr("pipelines.bulk.forecasters", Alone)
     messages.listen()
     streamed(model, path, Question("1"), outputs_in(tmp_path, ".csv"), SMALL)
     said = capsys.readouterr().err.splitlines()
@@ -508,7 +508,8 @@ def test_what_a_killed_run_left_goes_with_the_next(model: Path, table: Path, tmp
 
 
 def test_a_worker_that_dies_is_an_error_and_leaves_nothing(model: Path, table: Path, tmp_path: Path) -> None:
-    with Crew(tmp_path / "none", tmp_path / "no model", [], 1) as crew, pytest.raises(Exception, match="ended early"):
+    crew = pipelines.bulk.forecasters(tmp_path / "none", tmp_path / "no model", [], 1)
+    with crew, pytest.raises(TsdeError, match="ended early"):
         list(crew.work([Task(number=0, span=Span(lower=None, upper=None))]))
 
 

@@ -2,8 +2,8 @@
 
 A small model on a small batch is faster on one thread than on several, so the cores go to different members. A worker
 (`tsde.worker`) reads the job from a folder and the numbers of members, one after the other, from its standard input;
-it reports progress as lines of JSON on its standard output and leaves weights in the folder. Files instead of inherited
-memory keep user scripts free of `if __name__ == "__main__"`, and a job that was interrupted is simply run again.
+it reports progress as lines of JSON on its standard output and leaves weights in the folder, so that a job that was
+interrupted is simply run again.
 """
 
 from __future__ import annotations
@@ -11,14 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import queue
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -28,6 +24,7 @@ from safetensors.torch import save
 
 from tsde.artifact import read_files, write_files
 from tsde.config import Experiment, parse_experiment
+from tsde.crew import Crew
 from tsde.errors import ArtifactError, TsdeError
 from tsde.model import Forecaster
 from tsde.models import build
@@ -208,72 +205,25 @@ def _read_job(folder: Path) -> tuple[SeriesSet, list[Fold], Experiment]:
 
 def _run_workers(folder: Path, count: int, workers: int, report: Callable[[Progress], None]) -> None:
     """Run all members, at most `workers` at a time; on any failure or interrupt none is left running."""
-    lines: queue.Queue[tuple[int, str | None]] = queue.Queue()
-    waiting = list(range(count))
-    processes: list[subprocess.Popen[str]] = []
-    try:
-        processes += (_start_worker(folder, number, lines) for number in range(workers))
-        for process in processes:
-            _assign(process, waiting.pop(0))
-        left = count
-        while left:
-            number, line = lines.get()
-            if line is None:
-                raise TsdeError(f"{_end(processes[number])}; the checkpoints are kept")
-            if _is_done(line, report):
-                left -= 1
-                if waiting:
-                    _assign(processes[number], waiting.pop(0))
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    command = ["tsde.worker", str(folder), repr(time.monotonic())]
+    with Crew(command, WORKER_ENVIRONMENT, workers, str, _heard, "training", "the checkpoints are kept") as crew:
+        for progress in crew.work(range(count)):
+            if progress is not None:
+                report(progress)
 
 
-def _start_worker(folder: Path, number: int, lines: queue.Queue[tuple[int, str | None]]) -> subprocess.Popen[str]:
-    environment = {**os.environ, **WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tsde.worker", str(folder), repr(time.monotonic())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-        process_group=0,  # Ctrl-C reaches this process alone, which ends the workers
-    )
+def _heard(line: str) -> tuple[Progress | None, bool]:
+    """What a worker reports, and whether its member is trained.
 
-    def follow() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.put((number, line))
-        lines.put((number, None))
-
-    threading.Thread(target=follow, daemon=True).start()
-    return process
-
-
-def _assign(process: subprocess.Popen[str], member: int) -> None:
-    assert process.stdin is not None
-    with suppress(BrokenPipeError):  # of a worker that ended: its output ends too, and says so
-        process.stdin.write(f"{member}\n")
-        process.stdin.flush()
-
-
-def _end(process: subprocess.Popen[str]) -> str:
-    status = process.wait()
-    reason = f"was killed by signal {-status}" if status < 0 else "ended early, see the message above"
-    return f"a training process {reason}"
-
-
-def _is_done(line: str, report: Callable[[Progress], None]) -> bool:
-    """Whether a worker's message says that its member is trained; reports or raises what it says otherwise."""
+    Raises:
+        TsdeError: what the worker could not handle, as the type that it was.
+    """
     message = json.loads(line)
     if "error" in message:
         kinds = {kind.__name__: kind for kind in TsdeError.__subclasses__()}
         raise kinds[message["error"]](message["message"])
-    if "done" in message:
-        return True
-    report(Progress(**message))
-    return False
+    done = "done" in message
+    return None if done else Progress(**message), done
 
 
 def work(folder: Path, members: Iterable[int], startup: float) -> None:
