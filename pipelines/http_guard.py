@@ -10,6 +10,7 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -27,6 +28,7 @@ from pipelines.http_models import Refusal, refusal
 OPEN = ("/healthz", "/readyz")
 """Paths that need no token: they tell nothing, and probes have none."""
 _log = logging.getLogger("tsde-serve")
+_DRAINED, _DRAINING = 2**26, 2.0  # bytes and seconds that are read after a refusal
 
 
 class Guard:
@@ -40,7 +42,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str], token: str | None, paths: Sequence[str]) -> None:
         self.app, self.paths = app, frozenset(paths)
-        self.hosts = frozenset(host.strip("[]").lower() for host in hosts)
+        self.hosts = frozenset(host.lower() for host in hosts)
         self.token = None if token is None else _digest(token)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,12 +52,14 @@ class Guard:
         about = {"id": uuid.uuid4().hex, "method": scope["method"] if len(scope["method"]) < 8 else "other"}
         about["path"] = scope["path"] if scope["path"] in self.paths else "other"
         facts: dict[str, Any] = {}
+        body = _Body(scope, receive)
         scope["state"] = {**scope.get("state", {}), "facts": facts}
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                await body.drain()
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"], headers["Cache-Control"] = about["id"], "no-store"
                 headers["X-Content-Type-Options"] = "nosniff"
@@ -63,9 +67,12 @@ class Guard:
 
         try:
             self._check(scope)
-            await self.app(scope, receive, watched)
+            await self.app(scope, body.receive, watched)
         except Refusal as error:
             await problem(error)(scope, receive, watched)
+        except asyncio.CancelledError:  # by a second Ctrl-C
+            if not status:
+                await problem(ending())(scope, receive, watched)
         except Exception as error:
             log(logging.ERROR, "failure", **about, **place(error))
             if not status:
@@ -87,6 +94,31 @@ class Guard:
             raise refusal(HTTPStatus.UNAUTHORIZED, "E-TOKEN", message, WWW_Authenticate="Bearer")
 
 
+class _Body:
+    """What a client sends. A refusal may come before it is read; one that still sends would then see a broken
+    connection in place of the answer, so what is left is read first, if that is soon done, and thrown away."""
+
+    def __init__(self, scope: Scope, receive: Receive):
+        self._receive, self._left = receive, True
+        headers = Headers(scope=scope)
+        self._held = "expect" in headers  # until somebody asks for it
+        self._huge = int(headers.get("content-length", "0")) > _DRAINED
+
+    async def receive(self) -> Message:
+        self._held = False
+        message = await self._receive()
+        self._left = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def drain(self) -> None:
+        """Read on to the end, unless it is far away or the client waits to be asked."""
+        size = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAINING):
+                while self._left and not self._held and not self._huge and size <= _DRAINED:
+                    size += len((await self.receive()).get("body", b""))
+
+
 async def read_body(request: Request, most: int, seconds: float) -> bytes:
     """The body of a request, counted as it arrives.
 
@@ -103,15 +135,17 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
     ):
         message = "expected Content-Type: application/json, in UTF-8 and without a Content-Encoding"
         raise refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "E-CONTENT-TYPE", message)
-    declared = request.headers.get("content-length", "0")
+    message = f"the body is larger than {most:,} bytes; send fewer series at a time"
+    too_large = refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "E-TOO-LARGE", message, Connection="close")
+    if int(request.headers.get("content-length", "0")) > most:
+        raise too_large
     body = bytearray()
     try:
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
                 body += chunk
-                if max(len(body), int(declared)) > most:
-                    message = f"the body is larger than {most:,} bytes; send fewer series at a time"
-                    raise refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "E-TOO-LARGE", message, Connection="close")
+                if len(body) > most:
+                    raise too_large
     except TimeoutError:
         message = f"the body did not arrive within {seconds:g} seconds; send it faster, or less of it"
         raise refusal(HTTPStatus.REQUEST_TIMEOUT, "E-SLOW", message, Connection="close") from None
@@ -134,6 +168,11 @@ def internal() -> Refusal:
     """What a client learns of a mistake of ours; the log says where it happened."""
     message = "the service failed; its log has the place under the id of the header X-Request-ID"
     return refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "E-INTERNAL", message)
+
+
+def ending() -> Refusal:
+    """What a client learns whose forecast is given up because the service ends at once."""
+    return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "E-ENDING", "the service is ending; ask again when it is back")
 
 
 def place(error: BaseException) -> dict[str, Any]:

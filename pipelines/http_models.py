@@ -15,6 +15,7 @@ import pandas as pd
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from tsde.findings import listed
+from tsde.sheet import plain_numbers
 from tsde.table import Finding, TableError, TableSchema
 
 _ONE_ERROR: Any = Field(fail_fast=True)  # a million would take minutes to tell
@@ -103,6 +104,11 @@ class Question(BaseModel, frozen=True, extra="forbid", strict=True):
             raise ValueError("times say by themselves when: leave out horizon and step, or times")
         return self
 
+    @property
+    def intervals(self) -> tuple[float, ...]:
+        """The levels, each once."""
+        return tuple(dict.fromkeys(self.levels))
+
     def schema_of(self, trained: TableSchema) -> TableSchema:
         """How to read the rows: as in training, but for the fields that were given."""
         given = self.model_dump(include={"id_col", "time_col", "duplicates", "timezone", "dayfirst"}, exclude_none=True)
@@ -188,7 +194,8 @@ def frame(records: Sequence[dict[str, Any]], field: str, limits: Limits) -> pd.D
 def require(count: float, limit: int, what: str) -> None:
     """Refuse with 413 what is above a limit."""
     if count > limit:
-        message = f"the request has {count:,.0f} {what}; at most {limit:,} are answered at once: send less at a time"
+        size = f"{count:,.0f}" if count < 1e15 else "over 10^15"
+        message = f"the request has {size} {what}; at most {limit:,} are answered at once: send less at a time"
         raise refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "E-TOO-LARGE", message)
 
 
@@ -201,7 +208,14 @@ def _column(cells: list[Any], name: str, field: str) -> np.ndarray:
         raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, Finding("E-FIELD", "error", message, (row,), 1))
     if kinds <= {int, float} and all(abs(cell) <= 2**53 for cell in cells if type(cell) is int):
         return np.array(cells, np.float64)
-    return np.array([cell if cell is None or type(cell) is str else repr(cell) for cell in cells], object)
+    return np.array([_text(cell) for cell in cells], object)
+
+
+def _text(cell: str | float | None) -> str | None:
+    """As a column of numbers alone would be written where it names series: 7.0 is 7."""
+    if isinstance(cell, float):
+        return str(plain_numbers(np.array([cell]))[0])
+    return cell if cell is None or isinstance(cell, str) else repr(cell)
 
 
 def about_times(error: TableError) -> TableError:

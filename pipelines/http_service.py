@@ -217,8 +217,9 @@ class Service:
             stride = reach if asked.step is None else self.predictor.clock.parse_duration(asked.step)
             require(table.n_series * max(1.0, reach / stride), self.limits.times, "times")
             queries = self.predictor.queries(table, horizon, asked.step)
+        self.predictor.columns(asked.intervals)
         require(asked.samples, self.limits.samples, "samples")
-        numbers = 2 + 2 * len(asked.levels) + asked.samples
+        numbers = 2 + 2 * len(asked.intervals) + asked.samples
         require(len(queries.ids) * len(self.predictor.channels) * numbers, self.limits.values, "numbers to answer")
         return queries
 
@@ -228,14 +229,14 @@ class Service:
         Raises:
             Refusal: 503 when it is over.
         """
-        levels, channels = tuple(dict.fromkeys(asked.question.levels)), len(self.predictor.channels)
+        channels = len(self.predictor.channels)
         frames, drawn, places = [], [], []
         try:
             for table, queries, place in self._pieces(asked):
                 job.check()
                 self._piece_began = time.monotonic()
                 found = self.predictor.answer(table, queries, asked.question.seed, asked.question.samples)
-                frames.append(self.predictor.frame(found, queries, levels))
+                frames.append(self.predictor.frame(found, queries, asked.question.intervals))
                 places.append(place)
                 if found.samples is not None:
                     drawn.append(found.samples.reshape(asked.question.samples, -1).T)

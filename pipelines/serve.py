@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from ipaddress import IPv6Address
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,6 +35,7 @@ from tsde.predictor import Predictor
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 TOKEN = "TSDE_TOKEN"
 _TOKEN_FORM = re.compile(r"[!-~]{16,}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _CONNECTIONS = 512  # beyond these, uvicorn itself answers 503
 _GRACE = 5.0  # seconds more than a request may take
 
@@ -53,16 +55,19 @@ class Settings:
         """The settings that the command line describes; a token comes from a file or the environment, never from it.
 
         Raises:
-            UsageError: an unknown or absurd limit, two tokens, or a short one. MissingInputError: no such file.
+            UsageError: an unknown or absurd limit, no host, a name that no request has, two tokens, or a short one.
+            MissingInputError: no such file.
         """
+        if not host.strip():
+            raise UsageError("--host: expected an address, got nothing; 127.0.0.1 is for this machine alone")
         pairs = dict(text.partition("=")[::2] for text in limits)
         try:
             bounds = Limits.model_validate(pairs)
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise UsageError(f"--limit NAME=NUMBER: {wrong}; the names are {', '.join(Limits.model_fields)}") from error
-        own = () if host in ("0.0.0.0", "::", "") else (host,)
-        return cls(host, port, (*LOOPBACK, *own, *hosts), _token(token_file), bounds)
+        own = () if host in ("0.0.0.0", "::") else (host,)
+        return cls(host, port, (*LOOPBACK, *own, *map(_name, hosts)), _token(token_file), bounds)
 
 
 def run(model: Path, settings: Settings) -> None:
@@ -134,6 +139,19 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, UnicodeError) as error:
         raise UsageError(f"cannot listen on {host}:{port} ({error}); choose another --host or --port") from error
+
+
+def _name(text: str) -> str:
+    """A name or an address as requests have it in the header Host, without brackets."""
+    name = text.removeprefix("[").removesuffix("]")
+    if _NAME.fullmatch(name):
+        return name
+    try:
+        return str(IPv6Address(name))
+    except ValueError as error:
+        example = "such as forecasts.example or 192.0.2.7"
+        message = f"--allowed-host: expected a name or an address without scheme and port, {example}, got {text!r}"
+        raise UsageError(message) from error
 
 
 def _token(file: Path | None) -> str | None:

@@ -248,6 +248,15 @@ def test_ids_are_the_names_that_were_sent(client: Client) -> None:
     assert client.ask(body={"rows": [{**rows[0], "unique_id": ids[-1]}]}).codes == {"E-ID-BLANK"}
 
 
+@pytest.mark.parametrize(("known", "asked"), [([7.0, "a"], [7.0]), ([7.0, 8.0], [7, "8.0"]), ([7, 8], [7.0, "a"])])
+def test_a_number_names_the_same_series_whatever_stands_beside_it(
+    known: list[Any], asked: list[Any], client: Client
+) -> None:
+    rows = [{**GOOD, "unique_id": name} for name in known]
+    found = client.rows({"rows": rows, "times": [{"unique_id": name, "ds": 2} for name in asked]})
+    assert {row["status"] for row in found if row["unique_id"] == "7"} == {"ok"}
+
+
 def test_tidy_rows_with_local_times_are_read_as_the_table_is(tidy: Model) -> None:
     predictor = tidy.load()
     table = read_table(tidy.table, predictor.experiment.data)
@@ -357,6 +366,8 @@ def test_what_reading_did_is_told(client: Client) -> None:
         (422, "E-COLUMN-MISSING", {"rows": [GOOD], "id_col": "patient"}),
         (422, "E-TIME-KIND", {"rows": [GOOD], "times": [{"unique_id": "a", "ds": "2024-01-01"}]}),
         (422, "E-DUPLICATE", {"rows": [GOOD, GOOD]}),
+        (422, "E-QUESTION", {"rows": [GOOD], "levels": [80, 80.00000001]}),
+        (422, "E-QUESTION", {"rows": [GOOD], "levels": [99.99999999]}),
         (413, "E-TOO-LARGE", {"rows": [GOOD], "horizon": 1e300, "step": 1e-300}),
         (413, "E-TOO-LARGE", {"rows": [GOOD], "horizon": 1, "step": 1e-9}),
         (413, "E-TOO-LARGE", {"rows": [GOOD], "samples": 10**12}),
@@ -367,7 +378,7 @@ def test_every_mistake_has_its_status(status: int, code: str, body: Any, client:
     reply = client.ask(body=body)
     assert (reply.status, reply.codes) == (status, {code}), reply.body[:300]
     assert reply.headers["content-type"] == "application/json"
-    assert all(finding["message"] for finding in reply.json()["findings"])
+    assert all(0 < len(finding["message"]) < 1000 for finding in reply.json()["findings"])
     assert client.ask("/healthz").status == 200
 
 
@@ -407,6 +418,18 @@ def test_known_hosts_are_answered(client: Client, models: dict[str, Model]) -> N
     with serving(models["filter"].load(), hosts=("tsde.example",)) as named:
         assert named.ask("/healthz", headers={"Host": "tsde.example:443"}).status == 200
         assert named.ask("/healthz").codes == {"E-HOST"}
+
+
+def test_a_refusal_is_heard_by_a_client_that_still_sends(models: dict[str, Model]) -> None:
+    with serving(models["filter"].load(), limits={"body": 5000}, token="correct-horse-battery") as client:
+        allowed = JSON | {"Authorization": "Bearer correct-horse-battery"}
+        for _ in range(5):
+            assert client.ask(body=b" " * 2**23).codes == {"E-TOKEN"}
+            assert client.ask(body=b" " * 2**23, headers=allowed).codes == {"E-TOO-LARGE"}
+            assert client.ask(body=b" " * 2**22, headers=allowed | {"Content-Type": "text/csv"}).status == 415
+        head = "".join(f"\n{name}: {text}" for name, text in {**allowed, "Host": "localhost"}.items())
+        head = f"POST /forecast HTTP/1.1{head}\nExpect: 100-continue\nContent-Length: 5001"
+        assert client.raw(head).startswith(b"HTTP/1.1 413 ")  # and not 100: nobody wants to read it
 
 
 def test_a_body_is_counted_as_it_arrives(models: dict[str, Model]) -> None:
@@ -685,6 +708,19 @@ def test_accepted_requests_are_finished_before_the_end(models: dict[str, Model])
         assert "Finished server process" in log.read_text()
 
 
+def test_a_second_interrupt_gives_up_what_was_accepted(models: dict[str, Model]) -> None:
+    rows = [{**GOOD, "unique_id": i} for i in range(9000)]
+    with process(models["latent_sde"], "--limit", "queue=1") as (started, client, log), ThreadPoolExecutor(1) as pool:
+        accepted = pool.submit(insist, client, rows)
+        eventually(lambda: full(client))
+        started.send_signal(signal.SIGINT)
+        eventually(lambda: "Waiting for connections" in log.read_text())
+        assert not accepted.done(), "the request is too short for this test"
+        started.send_signal(signal.SIGINT)
+        assert accepted.result().codes == {"E-ENDING"}
+        assert started.wait(30) == 130
+
+
 def test_the_log_is_json_and_holds_no_data(models: dict[str, Model]) -> None:
     secret = {"unique_id": "Jane Roe", "ds": 1234.5, "x": 98765.25, "y": "Roe-many"}
     token = "correct-horse-battery"
@@ -727,6 +763,9 @@ def test_a_mistake_of_ours_is_told_without_data(gate: Gate, caplog: pytest.LogCa
     [
         (2, "{model} --port {taken}", {}, "cannot listen"),
         (2, "{model} --host 203.0.113.1 --port 0", {}, "cannot listen"),
+        (2, "{model} --host=", {}, "expected an address"),
+        (2, "{model} --allowed-host tsde.example:8443", {}, "without scheme and port"),
+        (2, "{model} --allowed-host http://tsde.example", {}, "without scheme and port"),
         (2, "{model} --limit rows=0", {}, "rows"),
         (2, "{model} --limit rowz=1", {}, "the names are"),
         (2, "{model} --limit rows", {}, "rows"),
@@ -753,9 +792,11 @@ def test_a_service_that_cannot_start_says_why(
 
 def test_a_token_may_stand_in_a_file_and_hosts_have_names(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("correct-horse-battery\n")
-    chosen = serve.Settings.of("192.0.2.7", 80, ["tsde.example"], tmp_path / "token", ["rows=7", "timeout=1.5"])
+    chosen = serve.Settings.of(
+        "192.0.2.7", 80, ["tsde.example", "[2001:DB8::1]"], tmp_path / "token", ["rows=7", "timeout=1.5"]
+    )
     assert chosen.token == "correct-horse-battery" and (chosen.limits.rows, chosen.limits.timeout) == (7, 1.5)
-    assert set(chosen.hosts) == {"localhost", "127.0.0.1", "::1", "192.0.2.7", "tsde.example"}
+    assert set(chosen.hosts) == {"localhost", "127.0.0.1", "::1", "192.0.2.7", "tsde.example", "2001:db8::1"}
     assert serve.Settings.of("0.0.0.0", 80, [], None, []).hosts == serve.LOOPBACK
     assert serve.Settings().host == "127.0.0.1"
 

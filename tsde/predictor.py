@@ -232,13 +232,17 @@ class Predictor:
         """The names of the forecast table's columns.
 
         Raises:
-            UsageError: a level outside (0, 100).
+            UsageError: a level outside (0, 100), or levels alike in the six digits that columns have.
         """
         for level in levels:
             if not 0 < level < 100:
                 raise UsageError(f"expected a level between 0 and 100 percent, got {level:g}")
+        texts = [f"{level:g}" for level in levels]
+        if len(set(texts)) < len(texts) or "100" in texts:
+            found = ", ".join(map(str, levels))
+            raise UsageError(f"expected levels that differ from each other and from 100 in six digits, got {found}")
         schema = self.experiment.data
-        bounds = [f"tsde-{side}-{level:g}" for level in levels for side in ("lo", "hi")]
+        bounds = [f"tsde-{side}-{text}" for text in texts for side in ("lo", "hi")]
         return [schema.id_col, schema.time_col, "channel", "tsde", "tsde-median", *bounds, "status"]
 
     def frame(self, found: Forecasts, queries: Queries, levels: Sequence[float]) -> pd.DataFrame:
