@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import lorenz
@@ -43,8 +44,8 @@ def mujoco(data: Path, name: str, fold: int) -> Task:
     Windows j = 0..39 of each trajectory, in order: 50 steps of context and 10 of targets; trajectories 0-69, 70-84
     and 85-99 for training, validation and test (the last 7 of validation calibrate). `int(50 r)` context steps lose
     all channels: one torch generator with seed 56789, `randperm(50)` per window in order. A fold is a seed of the
-    training; the data is the same. Values are scaled for training, and scores are in raw units over all targets. In
-    calibration the windows of a trajectory count as one piece.
+    training; the data is the same. Values are scaled for training, and scores are in raw units over all targets. The
+    windows of a trajectory are a group: wherever series are counted or kept apart, trajectories are.
     """
     dropped = int(50 * int(name) / 100)
     trajectories = np.load(require(data / "boards" / "mujoco_hopper.npy")).astype(float)
@@ -53,10 +54,11 @@ def mujoco(data: Path, name: str, fold: int) -> Task:
     for window in windows:
         window[torch.randperm(50, generator=generator)[:dropped].numpy()] = np.nan
     table = table_from_grid(windows, np.arange(60.0), tuple(f"x{channel}" for channel in range(14)))
+    table = replace(table, groups=np.repeat(np.arange(100), 40).astype(str).astype(object))
     order = np.arange(len(windows))
     parted = Parted(order[:2800], order[2800:3120], order[3120:3400], order[3400:])
     wait = 50 / (50 - dropped)  # mean steps between kept ones
-    return assemble(table, parted, 49.5, horizon=10 + wait, seed=fold, scale=Scaler.fit, pieces=1 / 40)
+    return assemble(table, parted, 49.5, horizon=10 + wait, seed=fold, scale=Scaler.fit)
 
 
 def ushcn(data: Path, name: str, fold: int) -> Task:

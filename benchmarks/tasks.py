@@ -140,10 +140,9 @@ def assemble(
     seed: int,
     next_rows: int | None = None,
     scale: Callable[[Table, float, NDArray[np.bool_]], Scaler] | None = None,
-    pieces: float = 1.0,
 ) -> Task:
     """Scale, split and cut: `cut` in the table's time; `scale` fits a scaler on the rows of training and validation
-    series, where the table is not standardised already; `pieces` is what a series counts for in calibration."""
+    series, where the table is not standardised already."""
     learnt = np.isin(table.row_series, np.concatenate([parted.train, parted.validation]))
     if scale is None:
         values = few_values(table.values[learnt])
@@ -158,8 +157,8 @@ def assemble(
         windows_at(series, torch.from_numpy(part), cut / horizon, next_rows)
         for part in (parted.calibration, parted.test)
     )
-    split, counted = Split((Fold(train, validation),), calibration, test), torch.full((len(series),), pieces)
-    return Task(table, Parts(scaler, series, split, *held_out, counted))
+    split = Split((Fold(train, validation),), calibration, test)
+    return Task(table, Parts(scaler, series, split, *held_out, calibration.pieces()))
 
 
 def whole_series(count: int, chosen: NDArray[np.int64]) -> Region:
@@ -193,4 +192,5 @@ def _window(series: SeriesSet, chosen: Tensor, row: Tensor, count: Tensor) -> Wi
     context = series.pad(series.offsets[chosen].maximum(row - CONTEXT + 1), row, chosen, reference)
     times = (series.times[target] - reference[:, None, None]).float()
     mask = series.mask[target] & (slot <= count[:, None])[:, None, :, None]
-    return Window(Query(context, torch.zeros(len(row), 1), times), series.values[target], mask, chosen)
+    query = Query(context, torch.zeros(len(row), 1), times)
+    return Window(query, series.values[target], mask, series.representative[chosen])

@@ -108,7 +108,9 @@ def load(
 def load_for(predictor: Predictor, path: Path, columns: Mapping[str, Any] | None = None) -> tuple[Table, Facts]:
     """Read a dataset or a table with the columns, the channels and the clock of a model."""
     if not path.is_dir():
-        table = table_for(predictor, path, columns)
+        schema = schema_for(predictor, columns).model_copy(update={"group_col": predictor.experiment.data.group_col})
+        channels, clock = predictor.channels, predictor.clock
+        table = _noted(read_table(path, schema, expected_channels=channels, expected_clock=clock))
         return table, Facts.of(table, path)
     table, facts, _ = read_dataset(path)
     if missing := set(predictor.channels) - set(table.channels):
@@ -119,14 +121,8 @@ def load_for(predictor: Predictor, path: Path, columns: Mapping[str, Any] | None
     return replace(table, values=table.values[:, order], channels=predictor.channels), facts
 
 
-def table_for(predictor: Predictor, path: Path, columns: Mapping[str, Any] | None = None) -> Table:
-    """Read a table with the columns, the channels and the clock of a model."""
-    schema = schema_for(predictor, columns)
-    return _noted(read_table(path, schema, expected_channels=predictor.channels, expected_clock=predictor.clock))
-
-
 def schema_for(predictor: Predictor, columns: Mapping[str, Any] | None) -> TableSchema:
-    """How to read a table for a model: as the one it was trained on, but for the options in `columns`.
+    """How to read a table to forecast: as the one in training, but for the options in `columns`, and without groups.
 
     Raises:
         UsageError: the options make no sense, alone, together or for this model.
@@ -135,7 +131,7 @@ def schema_for(predictor: Predictor, columns: Mapping[str, Any] | None) -> Table
     if "timezone" in columns and predictor.clock.timezone is None:
         raise UsageError("--timezone names the zone of the table's times, and this model's have none: leave it out")
     try:
-        return TableSchema.model_validate(predictor.experiment.data.model_dump() | columns)
+        return TableSchema.model_validate(predictor.experiment.data.model_dump() | columns | {"group_col": None})
     except ValidationError as error:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in columns)
         raise UsageError(f"{options}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error

@@ -72,6 +72,7 @@ def of_table(predictor: Predictor, table: Table, facts: Facts) -> HeldOut:
     """
     card = Card.of(predictor)
     if card is not None and card.data.same_data(facts):
+        _require_groups(predictor, table)
         parts = prepare(table, predictor.experiment, predictor.scaler)
         found = _test_part(predictor, table, parts.split, parts.test)
     else:
@@ -84,6 +85,20 @@ def of_table(predictor: Predictor, table: Table, facts: Facts) -> HeldOut:
             f"nothing to score in {found.part}: no row follows another within the horizon {horizon}; {_REMEDY}"
         )
     return found
+
+
+def _require_groups(predictor: Predictor, table: Table) -> None:
+    """Refuse the training table without what its series belong to: its parts could not be told.
+
+    Raises:
+        DataError: there is no column of that name.
+    """
+    column = predictor.experiment.data.group_col
+    if column is not None and table.groups is None:
+        raise DataError(
+            f"this is the training table, which was split by groups of series; expected the column {column!r} that "
+            f"names them, and there is none: add it, or {_REMEDY}"
+        )
 
 
 def _test_part(predictor: Predictor, table: Table, split: Split, windows: list[Window]) -> HeldOut:
@@ -106,4 +121,6 @@ def _rows(table: Table, series: np.ndarray, first: np.ndarray, end: np.ndarray) 
     lengths = (end - first)[series]
     offsets = np.append(0, lengths.cumsum())
     rows = np.arange(offsets[-1]) + np.repeat(first[series] - offsets[:-1], lengths)
-    return replace(table, ids=table.ids[series], offsets=offsets, times=table.times[rows], values=table.values[rows])
+    groups = None if table.groups is None else table.groups[series]
+    found = replace(table, ids=table.ids[series], offsets=offsets, groups=groups)
+    return replace(found, times=table.times[rows], values=table.values[rows])

@@ -110,9 +110,9 @@ class Question(BaseModel, frozen=True, extra="forbid", strict=True):
         return tuple(dict.fromkeys(self.levels))
 
     def schema_of(self, trained: TableSchema) -> TableSchema:
-        """How to read the rows: as in training, but for the fields that were given."""
+        """How to read the rows: as in training, but for the fields that were given, and without groups."""
         given = self.model_dump(include={"id_col", "time_col", "duplicates", "timezone", "dayfirst"}, exclude_none=True)
-        return TableSchema.model_validate(trained.model_dump() | given)
+        return TableSchema.model_validate(trained.model_dump() | given | {"group_col": None})
 
 
 def question(body: bytes) -> Question:

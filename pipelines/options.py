@@ -92,6 +92,9 @@ def _columns(
     channels: Annotated[str | None, Option(metavar="a,b,c", help="The channels [every other numeric column].")] = None,
     channel_col: Annotated[str | None, Option(help="Tidy table: column that names the channel.")] = None,
     value_col: Annotated[str | None, Option(help="Tidy table: column with the value.")] = None,
+    group_col: Annotated[
+        str | None, Option(help="Column with what series belong to, such as the patient of several stays [none].")
+    ] = None,
     duplicates: Annotated[Duplicates | None, Option(help="Rows that repeat an id and a time [error].")] = None,
     timezone: Timezone = None,
     dayfirst: Dayfirst = None,
@@ -100,7 +103,7 @@ def _columns(
     policy = duplicates and duplicates.value
     return _typed(
         id_col=id_col, time_col=time_col, channels=names, channel_col=channel_col, value_col=value_col,
-        duplicates=policy, timezone=timezone, dayfirst=dayfirst,
+        group_col=group_col, duplicates=policy, timezone=timezone, dayfirst=dayfirst,
     )  # fmt: skip
 
 

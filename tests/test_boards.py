@@ -131,13 +131,13 @@ def test_means_deviations_and_ratios_over_folds() -> None:
 
 @shared
 @pytest.mark.parametrize(
-    ("board", "chosen", "targets", "series"),
-    [("B1", "NEL01", 7317, 188), ("B2", "70", 84000, 600), ("B5", "sporadic", 368, 110)],
+    ("board", "chosen", "targets", "groups"),
+    [("B1", "NEL01", 7317, 188), ("B2", "70", 84000, 15), ("B5", "sporadic", 368, 110)],
 )
-def test_protocols_on_the_real_files(board: str, chosen: str, targets: int, series: int) -> None:
+def test_protocols_on_the_real_files(board: str, chosen: str, targets: int, groups: int) -> None:
     test = protocols.BOARDS[board].load(DATA, chosen, 0).parts.test
     assert sum(int(window.mask.sum()) for window in test) == targets
-    assert len(torch.cat([window.series for window in test]).unique()) == series
+    assert len(torch.cat([window.series for window in test]).unique()) == groups
 
 
 @shared

@@ -379,3 +379,24 @@ def test_a_short_refusal_never_aborts(tmp_path: Path) -> None:
     table.write_text("unique_id,ds,y\n")
     command = [sys.executable, "-c", "from pipelines.cli import app; app()", "validate", str(table)]
     assert {subprocess.run(command, capture_output=True).returncode for _ in range(8)} == {65}
+
+
+def test_stays_of_one_patient_are_in_one_part(tmp_path: Path) -> None:
+    """Groups say how to split; a forecast needs none, and the training table's parts cannot be told without."""
+    table, bare, dataset, model = (tmp_path / name for name in ("t.csv", "bare.csv", "dataset", "model"))
+    frame = spirals(120, 8, seed=3)
+    frame.to_csv(bare, index=False)
+    frame.insert(2, "patient", [int(name[-4:]) // 2 for name in frame["unique_id"]])
+    frame.to_csv(table, index=False)
+    succeed("ingest", table, "--horizon", 1, "--group-col", "patient", "--out", dataset)
+    about = json.loads((dataset / "dataset.json").read_text())
+    assert about["data"]["channels"] == ["x", "y"]
+    patients = [{int(name[-4:]) // 2 for name in about["split"][part]} for part in ("calibration", "test")]
+    assert [len(about["split"][part]) for part in ("calibration", "test")] == [12, 12]
+    assert [len(part) for part in patients] == [6, 6] and not patients[0] & patients[1]
+    succeed("train", "--data", dataset, "--family", "ridge", "--out", model, "--no-track")
+    answers = [succeed("forecast", model, path, "--horizon", 1).stdout for path in (table, bare)]
+    assert answers[0] == answers[1]
+    scored = succeed("evaluate", model, "--data", table, "--json")
+    assert "the test part" in scored.stdout and json.loads(scored.stdout)["skills"]["last"]["overall"]["series"] == 6
+    assert "expected the column 'patient'" in refuse(65, "evaluate", model, "--data", bare)

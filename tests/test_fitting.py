@@ -286,7 +286,7 @@ def test_divergence_in_a_process_of_its_own_is_reported(monkeypatch: pytest.Monk
             super().__init__(*args, **kwargs)
             started.append(self)
 
-    monkeypatch.setattr(members.subprocess, "Popen", Watched)
+    monkeypatch.setattr("tsde.crew.subprocess.Popen", Watched)
     asked = experiment("train.workers=2", "train.learning_rate=1e30", "train.clip=1e30", "train.warmup=0")
     with pytest.raises(DivergedError, match=r"member \d: .*step"):
         fit_predictor(TABLE, asked)

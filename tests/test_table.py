@@ -793,3 +793,28 @@ def test_foreign_or_torn_parquet_is_refused(write: Write, tmp_path: Path) -> Non
     for path in (tmp_path / "foreign.parquet", write(b"PAR1", "torn.parquet")):
         with pytest.raises(ArtifactError, match="write it again"):
             read_parquet(path)
+
+
+def test_groups_are_read_and_kept(write: Write, tmp_path: Path) -> None:
+    path = write("unique_id,ds,y,patient\nb,1,2,007\na,1,3,9\nc,2,4,007\nb,2,5,007\n")
+    table = read_table(path, TableSchema(group_col="patient"))
+    assert table.channels == ("y",) and table.groups.tolist() == ["9", "007", "007"]
+    assert table.select(np.array([2, 0])).groups.tolist() == ["007", "9"]
+    write_parquet(table, tmp_path / "table.parquet")
+    back = read_parquet(tmp_path / "table.parquet")
+    assert back.groups.tolist() == table.groups.tolist() and back.channels == ("y",)
+    assert np.array_equal(back.values, table.values)
+
+
+def test_a_tidy_table_has_groups_too(write: Write) -> None:
+    path = write("unique_id,ds,what,value,patient\na,1,x,3,p\na,1,y,4,p\nb,1,x,5,q\n")
+    table = read_table(path, TableSchema(channel_col="what", value_col="value", group_col="patient"))
+    assert table.groups.tolist() == ["p", "q"] and not table.notes
+
+
+def test_a_forecast_needs_no_groups(write: Write) -> None:
+    schema = TableSchema(group_col="patient")
+    path = write("unique_id,ds,y\na,1,2\n")
+    assert read_table(path, schema, expected_channels=("y",)).groups is None
+    with pytest.raises(TableError, match="--group-col"):
+        read_table(path, schema)

@@ -344,6 +344,8 @@ SHOWN: dict[str, tuple[str | bytes, dict, dict]] = {
     "E-CSV": ("unique_id,ds," + "y" * 200_000 + "\na,1,2\n", {}, {}),
     "E-COLUMN-MISSING": ("id,ds,y\na,1,2\n", {}, {}),
     "E-ID-BLANK": (HEAD + ",1,2\n", {}, {}),
+    "E-GROUP-BLANK": ("unique_id,ds,y,g\na,1,2,\n", {"group_col": "g"}, {}),
+    "E-GROUP-CHANGES": ("unique_id,ds,y,g\na,1,2,p\na,2,2,q\n", {"group_col": "g"}, {}),
     "E-TIME-BLANK": (HEAD + "a,,2\na,1,2\n", {}, {}),
     "E-TIME-UNREADABLE": (HEAD + "a,x,2\n", {}, {}),
     "E-TIME-AMBIGUOUS": (HEAD + "a,01/02/2024,2\n", {}, {}),

@@ -275,6 +275,31 @@ def test_split_by_series_belongs_to_the_name_not_the_row() -> None:
     assert not torch.equal(another.train.upper, first.train.upper)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_group_of_series_is_in_one_part(seed: int) -> None:
+    """And in one group of origins, which has one number in all scores: that of its first series."""
+    belongs = torch.from_numpy(np.random.default_rng(seed).integers(0, 50, 150))
+    series = replace(ragged(seed, 150), belongs=belongs)
+    split = split_windows(series, SplitConfig(), seed, 3)
+    for fold in split.folds:
+        parts = [region.upper == INFINITY for region in (*fold, split.calibration, split.test)]
+        assert (torch.stack(parts).sum(0) == 1).all()
+        found = [set(belongs[part].tolist()) for part in parts]
+        assert sum(map(len, found)) == len(belongs.unique()) and all(found)
+    first = {int(group): int((belongs == group).nonzero()[0]) for group in belongs.unique()}
+    origins = eligible_origins(series, split.train)
+    owner = belongs[series.series_of_row[origins.row]]
+    pairs = torch.stack([owner, origins.group], 1).unique(dim=0)
+    assert len(pairs) == len(owner.unique()) == len(origins.group.unique())
+    scored = torch.cat([window.series for window in fixed_windows(origins, WindowConfig())])
+    assert set(scored.tolist()) == {first[int(group)] for group in owner.unique()}
+
+
+def test_few_groups_are_split_by_time() -> None:
+    series = replace(ragged(0, 60), belongs=torch.arange(60) // 2)
+    assert torch.isfinite(split_windows(series, SplitConfig(), 0).train.upper).all()
+
+
 def test_auto_splits_by_series_from_forty_on() -> None:
     for count, by in ((39, "time"), (40, "series")):
         series = ragged(1, count=count)

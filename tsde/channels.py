@@ -24,6 +24,8 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
         id_col, time_col: columns that name the series and give the time.
         channels: the channels, in order; None takes every other numeric column, or every name in `channel_col`, sorted.
         channel_col, value_col: both for a tidy table, neither for a wide one.
+        group_col: column that names what series belong to, such as the patient of several stays. A group is never split
+            between training and what a model is validated, calibrated or scored on. Forecasts need none.
         duplicates: what becomes of a repeated (id, time), or (id, time, channel) in a tidy table: an error, or per
             channel the mean, the first or the last (in the file) of the observed cells.
         timezone: the zone in which naive datetimes are local times; None keeps them naive.
@@ -35,6 +37,7 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
     channels: tuple[str, ...] | None = None
     channel_col: str | None = None
     value_col: str | None = None
+    group_col: str | None = None
     duplicates: Literal["error", "mean", "first", "last"] = "error"
     timezone: str | None = None
     dayfirst: bool = False
@@ -58,7 +61,7 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
     def _distinct_columns(self) -> TableSchema:
         if (self.channel_col is None) != (self.value_col is None):
             raise ValueError("a tidy table needs channel_col and value_col, a wide one neither; give both or none")
-        roles = [name for name in (self.id_col, self.time_col, self.channel_col, self.value_col) if name is not None]
+        roles = [name for name in self.roles if name is not None]
         if len(set(roles)) < len(roles):
             raise ValueError(f"the columns {listed(roles)} must differ from each other")
         if taken := [name for name in (self.id_col, self.time_col) if _FORECAST_COLUMN.fullmatch(name)]:
@@ -69,8 +72,13 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
         if not self.channels or len(set(self.channels)) < len(self.channels):
             raise ValueError(f"channels must be distinct names, at least one; found {listed(self.channels) or 'none'}")
         if self.channel_col is None and (clash := set(self.channels) & set(roles)):
-            raise ValueError(f"{listed(sorted(clash))} cannot be a channel and the id or time as well")
+            raise ValueError(f"{listed(sorted(clash))} cannot be a channel and the id, time or group as well")
         return self
+
+    @property
+    def roles(self) -> tuple[str | None, ...]:
+        """The columns that are no channels of a wide table."""
+        return self.id_col, self.time_col, self.channel_col, self.value_col, self.group_col
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +96,8 @@ class Cells:
     code: np.ndarray | None
 
 
-def require_columns(sheet: Sheet, schema: TableSchema, keys_only: bool = False) -> None:
-    """Refuse a sheet that lacks a column with a role, or a wide table's named channel.
+def require_columns(sheet: Sheet, schema: TableSchema, keys_only: bool = False, training: bool = False) -> None:
+    """Refuse a sheet that lacks a column with a role; groups are for training.
 
     Raises:
         TableError: with one finding per role, naming the columns there are and the option that names another.
@@ -97,6 +105,8 @@ def require_columns(sheet: Sheet, schema: TableSchema, keys_only: bool = False) 
     roles = {"--id-col": ("series", schema.id_col), "--time-col": ("times", schema.time_col)}
     if not keys_only and schema.channel_col is not None and schema.value_col is not None:
         roles |= {"--channel-col": ("channels", schema.channel_col), "--value-col": ("values", schema.value_col)}
+    if training and schema.group_col is not None:
+        roles |= {"--group-col": ("groups", schema.group_col)}
     missing = [(option, *role) for option, role in roles.items() if role[1] not in sheet.columns]
     if missing:
         raise TableError(
@@ -132,7 +142,7 @@ def read_channels(
 
 def _read_wide(sheet: Sheet, schema: TableSchema, expected: tuple[str, ...] | None, findings: list[Finding]) -> Cells:
     named = schema.channels if expected is None else expected
-    others = [column for column in sheet.columns if column not in (schema.id_col, schema.time_col)]
+    others = [column for column in sheet.columns if column not in schema.roles]
     _require_channels(sheet, named, others, "column")
     candidates = others if named is None else list(named)
     values, kept = np.empty((len(sheet.lines), len(candidates))), np.ones(len(candidates), bool)
@@ -192,8 +202,7 @@ def _read_tidy(
     place = {name: i for i, name in enumerate(named)}
     code = np.array([*(place.get(name, -1) for name in names), -1])[code]  # a blank, -1, picks the last entry
     _complain(sheet, value_col, channel_col, bad & (code >= 0), form, expected is not None, findings)
-    roles = (schema.id_col, schema.time_col, channel_col, value_col)
-    spare = [column for column in sheet.columns if column not in roles]
+    spare = [column for column in sheet.columns if column not in schema.roles]
     _leave_out(sheet, "W-LEFT-OUT-EXTRA", "columns that a tidy table does not use", spare, findings)
     return Cells(named, values[:, None], code)
 

@@ -110,11 +110,16 @@ CODES: dict[str, tuple[str, str]] = {
     "E-HEADER-BLANK": ("A column has no name.", "Name it or leave it out (pandas: `index=False`)."),
     "E-HEADER-DUPLICATE": ("Two columns have one name.", "Give every column a name of its own."),
     "E-COLUMN-MISSING": (
-        "There is no column of this name for the id, the time, the channels or the values.",
-        "Name the right one: `--id-col`, `--time-col`, `--channel-col`, `--value-col`.",
+        "There is no column of this name for the id, the time, the channels, the values or the groups.",
+        "Name the right one: `--id-col`, `--time-col`, `--channel-col`, `--value-col`, `--group-col`.",
     ),
     "E-COLUMN-TYPE": ("A column of names holds lists, bytes or the like.", "Write names as text or whole numbers."),
     "E-ID-BLANK": ("A row names no series.", "Name the series or drop the row."),
+    "E-GROUP-BLANK": ("A row names no group.", "Name the group, perhaps by the id of its series, or drop the row."),
+    "E-GROUP-CHANGES": (
+        "The rows of a series name different groups.",
+        "Correct the group, or give the parts of the series ids of their own.",
+    ),
     "E-TIME-BLANK": ("A row has no time.", "Fill it or drop the row."),
     "E-TIME-UNREADABLE": (
         "A time is no finite number among numbers, no existing moment from year 1 to 9999 among datetimes, or "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ class Table:
         channels: C names.
         clock: how times are numbers.
         notes: what reading did that the user should know, in sentences.
+        groups: `(N,)` object, names of what the series belong to, such as a patient of several stays; None for nothing.
     """
 
     ids: np.ndarray
@@ -33,6 +34,7 @@ class Table:
     channels: tuple[str, ...]
     clock: Clock
     notes: tuple[str, ...] = ()
+    groups: np.ndarray | None = None
 
     @property
     def n_series(self) -> int:
@@ -52,8 +54,9 @@ class Table:
         lengths = np.diff(self.offsets)[series]
         offsets = np.append(0, np.cumsum(lengths))
         rows = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][series] - offsets[:-1], lengths)
-        return Table(
-            self.ids[series], offsets, self.times[rows], self.values[rows], self.channels, self.clock, self.notes
+        groups = None if self.groups is None else self.groups[series]
+        return replace(
+            self, ids=self.ids[series], offsets=offsets, times=self.times[rows], values=self.values[rows], groups=groups
         )
 
     def frame(self, id_col: str = "unique_id", time_col: str = "ds") -> pd.DataFrame:

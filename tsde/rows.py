@@ -45,6 +45,24 @@ def read_keys(sheet: Sheet, schema: TableSchema, expected: Clock | None) -> Keys
     return Keys(ids, codes, times, expected if expected and not problem else clock, findings)
 
 
+def read_groups(sheet: Sheet, name: str, keys: Keys, findings: list[Finding]) -> np.ndarray:
+    """The group of each series, `(N,)` object, from the column of that name."""
+    names, codes = categories(sheet, name)
+    if (codes < 0).any():
+        text = f"the group in column {quoted(name)} is blank; name it, perhaps by the id of its series, or drop the row"
+        findings.append(sheet.finding("E-GROUP-BLANK", text, codes < 0, name))
+    rows = np.flatnonzero((codes >= 0) & (keys.codes >= 0))
+    first = np.zeros(len(keys.ids), np.int64)
+    first[keys.codes[rows[::-1]]] = codes[rows[::-1]]
+    other = np.zeros(len(codes), bool)
+    other[rows] = codes[rows] != first[keys.codes[rows]]
+    if other.any():
+        text = f"column {quoted(name)} holds {sheet.cells(name, other)}, and another group in rows of the same series"
+        remedy = "a series belongs to one group: correct it, or give the parts of the series ids of their own"
+        findings.append(sheet.finding("E-GROUP-CHANGES", f"{text}; {remedy}", other, name))
+    return names[first] if len(names) else np.full(len(first), "", object)
+
+
 def sorted_rows(sheet: Sheet, keys: Keys, findings: list[Finding]) -> np.ndarray:
     """The rows that have an id and a time, by series, then time, then place in the file."""
     rows = np.flatnonzero((keys.codes >= 0) & ~np.isnan(keys.times))

@@ -70,6 +70,7 @@ class Scaler(BaseModel):
             torch.from_numpy(np.ascontiguousarray(mask)),
             series_keys(table.ids, seed),
             periods(self.cycles, self.horizon),
+            series_keys([] if table.groups is None else table.groups, seed),
         )
 
     def scaled_values(self) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ no lengths exist anywhere. Masked values are zero in the tensor, but no model ma
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -64,6 +65,7 @@ class SeriesSet:
         mask: `(R, C)` bool.
         key: `(N,)` int64.
         periods: `(3,)` float64, lengths of the calendar's cycles in scaled units; infinite where there is none.
+        belongs: `(N,)` int64, equal for series that tell of each other, as a patient's stays do; empty where none do.
     """
 
     offsets: Tensor
@@ -72,6 +74,7 @@ class SeriesSet:
     mask: Tensor
     key: Tensor
     periods: Tensor = field(default_factory=lambda: periods((), 1.0))
+    belongs: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -80,6 +83,17 @@ class SeriesSet:
     def series_of_row(self) -> Tensor:
         """`(R,)` int64."""
         return torch.repeat_interleave(torch.arange(len(self)), self.offsets.diff())
+
+    @cached_property
+    def group(self) -> Tensor:
+        """`(N,)` int64, from 0 on in the order of the keys: what each series belongs to, or itself."""
+        return (self.belongs if len(self.belongs) else self.key).unique(return_inverse=True)[1]
+
+    @cached_property
+    def representative(self) -> Tensor:
+        """`(N,)` int64, the first series of each one's group, under whose number the group is scored."""
+        group, series = self.group, torch.arange(len(self))
+        return torch.full_like(series, len(self)).scatter_reduce(0, group, series, "amin")[group]
 
     def telling(self) -> SeriesSet:
         """Without the rows that observe nothing, but for the last one of a series, from which forecasts start."""

@@ -24,7 +24,7 @@ from tsde.files import write_file
 from tsde.findings import Finding, TableError
 from tsde.ragged import Queries, Table
 from tsde.reading import read_sheet
-from tsde.rows import Keys, merged_values, read_keys, sorted_rows
+from tsde.rows import Keys, merged_values, read_groups, read_keys, sorted_rows
 from tsde.sheet import Sheet
 from tsde.suspicion import suspicions
 
@@ -109,7 +109,7 @@ def queries_of(sheet: Sheet, schema: TableSchema, clock: Clock) -> Queries:
 
 
 def write_parquet(table: Table, path: Path) -> None:
-    """Write the canonical form: id, time and channels as columns, clock, channels and notes as JSON in the metadata.
+    """Write the canonical form: id, time, channels and groups as columns, all else as JSON in the metadata.
 
     The file appears whole or not at all.
 
@@ -118,8 +118,10 @@ def write_parquet(table: Table, path: Path) -> None:
     """
     about = {"clock": table.clock.model_dump(), "channels": table.channels, "notes": table.notes}
     ids = pa.array(table.ids[table.row_series], pa.string())
-    columns = [ids, *map(pa.array, (table.times, *table.values.T))]
-    arrow = pa.table(columns, ["unique_id", "ds", *table.channels], metadata={_METADATA: json.dumps(about)})
+    columns, names = [ids, *map(pa.array, (table.times, *table.values.T))], ["unique_id", "ds", *table.channels]
+    if table.groups is not None:
+        columns, names = [*columns, pa.array(table.groups[table.row_series], pa.string())], [*names, "group"]
+    arrow = pa.table(columns, names, metadata={_METADATA: json.dumps(about | {"grouped": table.groups is not None})})
     buffer = io.BytesIO()
     pq.write_table(arrow, buffer)
     write_file(path, buffer.getvalue())
@@ -149,17 +151,22 @@ def _canonical(arrow: pa.Table, about: dict[str, Any]) -> Table:
     codes, ids = encoded.indices.to_numpy(), encoded.dictionary.to_numpy(zero_copy_only=False)
     if (np.diff(codes) < 0).any():
         raise ValueError("the rows of a series do not stand together")
-    times, *channels = (column.cast(pa.float64()).to_numpy() for column in arrow.columns[1:])
+    offsets, rest, groups = np.searchsorted(codes, np.arange(len(ids) + 1)), arrow.columns[1:], None
+    if about.get("grouped"):  # which tables of an older version do not say
+        *rest, belongs = rest
+        groups = belongs.cast(pa.string()).to_numpy(zero_copy_only=False)[offsets[:-1]]
+    times, *channels = (column.cast(pa.float64()).to_numpy() for column in rest)
     if len(channels) != len(about["channels"]):
         raise ValueError(f"expected the channels {about['channels']}, found {arrow.column_names[2:]}")
     return Table(
         ids=ids,
-        offsets=np.searchsorted(codes, np.arange(len(ids) + 1)),
+        offsets=offsets,
         times=times,
         values=np.stack(channels, axis=1),
         channels=tuple(about["channels"]),
         clock=Clock.model_validate(about["clock"]),
         notes=tuple(about["notes"]),
+        groups=groups,
     )
 
 
@@ -177,7 +184,7 @@ def _read(
     source: str | Path | pd.DataFrame, schema: TableSchema, channels: tuple[str, ...] | None, clock: Clock | None
 ) -> Reading:
     sheet = read_sheet(source).keyed(schema.id_col)
-    require_columns(sheet, schema)
+    require_columns(sheet, schema, training=channels is None)
     return read_rows(sheet, schema, read_keys(sheet, schema, clock), channels)
 
 
@@ -189,6 +196,9 @@ def read_rows(sheet: Sheet, schema: TableSchema, keys: Keys, channels: tuple[str
     """
     findings = keys.findings
     cells = read_channels(sheet, schema, channels, findings)
+    groups = None
+    if schema.group_col is not None and schema.group_col in sheet.columns:
+        groups = read_groups(sheet, schema.group_col, keys, findings)
     rows = sorted_rows(sheet, keys, findings)
     codes, times = keys.codes[rows], keys.times[rows]
     starts = np.flatnonzero((np.diff(codes, prepend=-1) != 0) | (np.diff(times, prepend=np.nan) != 0))
@@ -203,5 +213,6 @@ def read_rows(sheet: Sheet, schema: TableSchema, keys: Keys, channels: tuple[str
         channels=cells.channels,
         clock=keys.clock,
         notes=tuple(finding.message for finding in findings if finding.severity == "warning"),
+        groups=groups,
     )
     return Reading(sheet, table, rows[starts], findings)

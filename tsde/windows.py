@@ -19,7 +19,7 @@ from tsde.series import SeriesBatch, SeriesSet
 FOLDS = 5
 """Parts of the groups of origins; what is fitted in closed form is tried on each after a fit to the others."""
 
-_MANY = 20  # series, from which on each is a group of its own
+_MANY = 20  # groups of series, from which on time is not cut
 _FEWEST, _MOST, _LONG = 5, 10, 2.0  # stretches of time where series are few, and horizons in one
 _PERIOD = 20.0  # pieces
 _NOISE = 0.2  # deviations
@@ -96,7 +96,8 @@ class Query:
 class Window:
     """A query and its known answer: values `(B, K, H, C)` scaled, and the mask of those that were observed.
 
-    `series (B,)` names the rows' series in the set that the window was cut from, for scores per series. `straight`
+    `series (B,)` names the rows' series in the set that the window was cut from, or the first of its group, for scores
+    per series. `straight`
     makes scaled values of those of a window that a family sees bent (`tsde.models.bend`), given their channels.
     """
 
@@ -213,24 +214,23 @@ class Split:
 
 
 def split_windows(series: SeriesSet, config: SplitConfig, seed: int, members: int = 1) -> Split:
-    """Split by series (whole series held out, one fold per member) or by time (the end of each series held out)."""
-    by_series = config.by == "series" or (config.by == "auto" and len(series) >= 40)
+    """Split by series (whole groups of them held out, one fold per member) or by time (the end of each series)."""
+    by_series = config.by == "series" or (config.by == "auto" and len(series.group.unique()) >= 40)
     return _split_by_series(series, config, seed, members) if by_series else _split_by_time(series, config)
 
 
 def _split_by_series(series: SeriesSet, config: SplitConfig, seed: int, members: int) -> Split:
-    """Whole series to one part each. The order is a function of the keys, so row order and machine do not matter."""
-    count = len(series)
-    generator = torch.Generator().manual_seed(seed)
-    order = series.key.argsort()[torch.randperm(count, generator=generator)]
+    """Whole groups to one part each. The order is a function of the keys, so row order and machine do not matter."""
+    group = series.group
+    count = len(group.unique())
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
     def size(share: float) -> int:
         return max(1, round(share * count)) if share > 0 else 0
 
     def region(chosen: Tensor) -> Region:
-        lower = torch.full((count,), -math.inf, dtype=torch.float64)
-        upper = lower.clone()
-        upper[chosen] = math.inf
+        lower = torch.full((len(series),), -math.inf, dtype=torch.float64)
+        upper = torch.where(torch.isin(group, chosen), math.inf, lower)
         return Region(lower, upper)
 
     kept = max(0, count - size(config.calibration) - size(config.test))
@@ -262,8 +262,9 @@ class Origins:
     """Rows that can serve as forecast origins in a region, and the target rows of each.
 
     `row (E,)` ascending; its targets are rows `first` to `last` inclusive, within one horizon and the region.
-    `group (E,)` numbers the series where they are many, and stretches of time where they are few. What is learnt in
-    some groups is tried on others; targets just after a stretch belong to an origin of the next one too.
+    `group (E,)` numbers the series, or groups of them, where they are many, and stretches of time where they are few.
+    What is learnt in some groups is tried on others; targets just after a stretch belong to an origin of the next one
+    too.
     """
 
     series: SeriesSet
@@ -303,17 +304,17 @@ def eligible_origins(series: SeriesSet, region: Region, horizon: float = 1.0) ->
 
 
 def _groups(series: SeriesSet, row: Tensor, horizon: float) -> Tensor:
-    """The group of each origin, `(E,)`: its series in the order of the keys, or its stretch of time.
+    """The group of each origin, `(E,)`: that of its series, or its stretch of time.
 
-    Where series are few, time is cut into as many stretches with like numbers of origins as are two horizons long on
-    average, ten at most. Where not even five are, series are the groups, and stretches are shorter for a single one.
+    Where groups of series are few, time is cut into as many stretches with like numbers of origins as are two horizons
+    long on average, ten at most. Where not even five are, groups stay, and stretches are shorter for a single one.
     """
-    keys, owner = series.key[series.series_of_row[row]].unique(return_inverse=True)
-    if len(keys) >= _MANY or len(row) == 0:
+    groups, owner = series.group[series.series_of_row[row]].unique(return_inverse=True)
+    if len(groups) >= _MANY or len(row) == 0:
         return owner
     ordered = series.times[row].sort().values
     stretches = min(_MOST, int(float(ordered[-1] - ordered[0]) / (_LONG * horizon)))
-    if stretches < _FEWEST and len(keys) > 1:
+    if stretches < _FEWEST and len(groups) > 1:
         return owner
     return torch.searchsorted(ordered, series.times[row]) * max(stretches, _FEWEST) // len(row)
 
@@ -400,7 +401,7 @@ def _cut(
         origins.group[which],
     )
     real = real & (query.lead > 0)  # float32 may place a target at an earlier origin, where it would be seen
-    return Window(query, data.values[target], data.mask[target] & real[..., None], chosen)
+    return Window(query, data.values[target], data.mask[target] & real[..., None], data.representative[chosen])
 
 
 def _paced(window: Window, pace: float, generator: torch.Generator) -> Window:
