@@ -165,7 +165,7 @@ def test_in_training_the_linear_route_answers_by_weights_that_have_not_seen_the_
 ) -> None:
     monkeypatch.setattr("tsde.models.linear._PENALTIES", (1.0,))  # the only thing that all answers choose
     known = noisy(0.1)
-    own = [w.query.groups % 5 == known[0].query.groups[0, 0] % 5 for w in known]
+    own = [w.query.fold == known[0].query.fold[0, 0] for w in known]
     other = [replace(w, values=w.values + 5.0 * mine[..., None, None]) for w, mine in zip(known, own, strict=True)]
     first, second = (fitted(each).train() for each in (known, other))
     moved = [(answers(first, w.query) - answers(second, w.query)).abs().amax((-1, -2)) for w in known]

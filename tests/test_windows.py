@@ -291,6 +291,8 @@ def test_a_group_of_series_is_in_one_part(seed: int) -> None:
     owner = belongs[series.series_of_row[origins.row]]
     pairs = torch.stack([owner, origins.group], 1).unique(dim=0)
     assert len(pairs) == len(owner.unique()) == len(origins.group.unique())
+    apart = eligible_origins(replace(series, belongs=series.belongs[:0]), split.train)
+    assert torch.equal(origins.fold, apart.group % 5)  # folds are of series
     scored = torch.cat([window.series for window in fixed_windows(origins, WindowConfig())])
     assert set(scored.tolist()) == {first[int(group)] for group in owner.unique()}
 
@@ -449,7 +451,9 @@ def test_many_targets_are_spread_over_the_horizon() -> None:
     series = line([i / 100 for i in range(101)])
     origins = eligible_origins(series, everywhere(series))
     window = fixed_windows(
-        Origins(series, origins.row[:1], origins.first[:1], origins.last[:1], origins.group[:1]), CONFIG, targets=10
+        Origins(series, origins.row[:1], origins.first[:1], origins.last[:1], origins.group[:1], origins.fold[:1]),
+        CONFIG,
+        targets=10,
     )[0]
     torch.testing.assert_close(window.query.lead[0, 0], torch.arange(10) / 10 + 0.06, rtol=0, atol=0.011)
 
@@ -555,7 +559,9 @@ def test_thinning_hides_and_changes_nothing_else() -> None:
 def test_each_context_is_thinned_by_a_share_of_its_own() -> None:
     series = line([i / 100 for i in range(500)])
     origins = eligible_origins(series, everywhere(series))
-    origins = Origins(series, origins.row[400:], origins.first[400:], origins.last[400:], origins.group[400:])
+    origins = Origins(
+        series, origins.row[400:], origins.first[400:], origins.last[400:], origins.group[400:], origins.fold[400:]
+    )
     config = WindowConfig(origins=1, thinning=0.6, context=300)
     window = draw_windows(origins, config, 300, torch.Generator().manual_seed(0))
     hidden = 1 - window.query.context.mask.sum((1, 2)) / 300
@@ -588,7 +594,9 @@ def test_pace_stretches_the_times_of_a_series_and_changes_nothing_else() -> None
 def test_noise_falls_on_the_values_of_contexts_and_on_nothing_else() -> None:
     series = line([i / 100 for i in range(500)])
     origins = eligible_origins(series, everywhere(series))
-    origins = Origins(series, origins.row[400:], origins.first[400:], origins.last[400:], origins.group[400:])
+    origins = Origins(
+        series, origins.row[400:], origins.first[400:], origins.last[400:], origins.group[400:], origins.fold[400:]
+    )
     plain, noisy = (
         draw_windows(
             origins,

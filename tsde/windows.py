@@ -36,6 +36,7 @@ class Query:
         times: `(B, K, H)`, on the same clock.
         calendar: `(B, K, H, 12)`, where in the calendar's cycles the query times lie; None where there are none.
         group: `(B, K)` int64, equal for origins whose answers tell of each other's: see `Origins`.
+        folds: `(B, K)` int64, likewise; by the groups where nothing is said.
     """
 
     context: SeriesBatch
@@ -43,6 +44,7 @@ class Query:
     times: Tensor
     calendar: Tensor | None = None
     group: Tensor | None = None
+    folds: Tensor | None = None
 
     @property
     def lead(self) -> Tensor:
@@ -61,8 +63,8 @@ class Query:
 
     @property
     def fold(self) -> Tensor:
-        """`(B, K)`: which of the `FOLDS` parts of the groups an origin belongs to."""
-        return self.groups % FOLDS
+        """`(B, K)`: which of the `FOLDS` parts an origin belongs to."""
+        return self.groups % FOLDS if self.folds is None else self.folds
 
     @cached_property
     def latest(self) -> tuple[Tensor, Tensor]:
@@ -88,8 +90,8 @@ class Query:
         cut = SeriesBatch(
             times.minimum(origins), repeat(context.values), mask, repeat(context.key), repeat(context.static)
         )
-        group = None if self.group is None else self.group.reshape(-1, 1)
-        return Query(cut, origins, self.times.flatten(0, 1)[:, None], self.phases.flatten(0, 1)[:, None], group)
+        times, calendar = self.times.flatten(0, 1)[:, None], self.phases.flatten(0, 1)[:, None]
+        return Query(cut, origins, times, calendar, self.groups.reshape(-1, 1), self.fold.reshape(-1, 1))
 
 
 @dataclass(frozen=True)
@@ -263,8 +265,10 @@ class Origins:
 
     `row (E,)` ascending; its targets are rows `first` to `last` inclusive, within one horizon and the region.
     `group (E,)` numbers the series, or groups of them, where they are many, and stretches of time where they are few.
-    What is learnt in some groups is tried on others; targets just after a stretch belong to an origin of the next one
-    too.
+    Targets just after a stretch belong to an origin of the next one too. `fold (E,)` parts the groups into `FOLDS`, so
+    that what is learnt in some is tried on the others. Series that belong together may be in several: five regressions
+    that differ by whole groups, and from the one in use, cost more than answers that are known a little (B2, squared
+    error 5 %).
     """
 
     series: SeriesSet
@@ -272,6 +276,7 @@ class Origins:
     first: Tensor
     last: Tensor
     group: Tensor
+    fold: Tensor
 
     def __len__(self) -> int:
         return len(self.row)
@@ -300,23 +305,27 @@ def eligible_origins(series: SeriesSet, region: Region, horizon: float = 1.0) ->
     has_history = observed > before[owner]
     has_target = observed[last.clamp(min=0)] > observed[(first - 1).clamp(min=0)]
     keep = (first <= last) & (rows >= from_row[owner]) & has_history & has_target
-    return Origins(series, rows[keep], first[keep], last[keep], _groups(series, rows[keep], horizon))
+    groups, fold = _groups(series, rows[keep], horizon)
+    return Origins(series, rows[keep], first[keep], last[keep], groups, fold)
 
 
-def _groups(series: SeriesSet, row: Tensor, horizon: float) -> Tensor:
-    """The group of each origin, `(E,)`: that of its series, or its stretch of time.
+def _groups(series: SeriesSet, row: Tensor, horizon: float) -> tuple[Tensor, Tensor]:
+    """The group of each origin, `(E,)`: that of its series, or its stretch of time; and its fold, `(E,)`.
 
     Where groups of series are few, time is cut into as many stretches with like numbers of origins as are two horizons
     long on average, ten at most. Where not even five are, groups stay, and stretches are shorter for a single one.
     """
-    groups, owner = series.group[series.series_of_row[row]].unique(return_inverse=True)
+    present = series.series_of_row[row]
+    groups, owner = series.group[present].unique(return_inverse=True)
+    by_series = owner, series.key[present].unique(return_inverse=True)[1] % FOLDS
     if len(groups) >= _MANY or len(row) == 0:
-        return owner
+        return by_series
     ordered = series.times[row].sort().values
     stretches = min(_MOST, int(float(ordered[-1] - ordered[0]) / (_LONG * horizon)))
     if stretches < _FEWEST and len(groups) > 1:
-        return owner
-    return torch.searchsorted(ordered, series.times[row]) * max(stretches, _FEWEST) // len(row)
+        return by_series
+    stretch = torch.searchsorted(ordered, series.times[row]) * max(stretches, _FEWEST) // len(row)
+    return stretch, stretch % FOLDS
 
 
 def draw_windows(origins: Origins, config: WindowConfig, batch: int, generator: torch.Generator) -> Window:
@@ -399,6 +408,7 @@ def _cut(
         (data.times[target] - reference[:, None, None]).float(),
         phases(data.times[target], data.periods),
         origins.group[which],
+        origins.fold[which],
     )
     real = real & (query.lead > 0)  # float32 may place a target at an earlier origin, where it would be seen
     return Window(query, data.values[target], data.mask[target] & real[..., None], data.representative[chosen])

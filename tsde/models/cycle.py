@@ -217,9 +217,8 @@ def _every(window: Window, step: int) -> Window:
         query.context,
         **{name: getattr(query.context, name)[rows] for name in ("times", "values", "mask", "key", "static")},
     )
-    group = None if query.group is None else query.group[rows]
     calendar = None if query.calendar is None else query.calendar[rows]
-    query = Query(context, query.origins[rows], query.times[rows], calendar, group)
+    query = Query(context, query.origins[rows], query.times[rows], calendar, query.groups[rows], query.fold[rows])
     return Window(query, window.values[rows], window.mask[rows], window.series[rows])
 
 
