@@ -31,6 +31,7 @@ class Facts(BaseModel, frozen=True):
         observed: values, of all channels together; `counts` has them by channel.
         span: first and last time, as text; None where an older tsde wrote this.
         content: SHA-256 of what the table says, whatever file says it; empty where an older tsde wrote this.
+        groups: SHA-256 of what its series belong to; empty for nothing.
     """
 
     source: str
@@ -42,6 +43,7 @@ class Facts(BaseModel, frozen=True):
     counts: tuple[int, ...] = ()
     span: tuple[str, str] | None = None
     content: str = ""
+    groups: str = ""
 
     @classmethod
     def of(cls, table: Table, path: Path) -> Facts:
@@ -59,6 +61,7 @@ class Facts(BaseModel, frozen=True):
             counts=counts,
             span=(str(first), str(last)),
             content=_content(table),
+            groups="" if table.groups is None else hashlib.sha256("\0".join(table.groups).encode()).hexdigest(),
         )
 
     def same_data(self, other: Facts) -> bool:
@@ -96,7 +99,14 @@ def load(
     if path.is_dir():
         table, facts, stored = read_dataset(path)
         if columns:
-            raise UsageError(f"{path} is a dataset and knows its columns: leave out --{next(iter(columns))}")
+            option = next(iter(columns)).replace("_", "-")
+            raise UsageError(f"{path} is a dataset and knows its columns: leave out --{option}")
+        asked = _experiment(config, horizon, family, overrides, {}, path / EXPERIMENT_FILE).data
+        if "group_col" in asked.model_fields_set and asked.group_col != stored.data.group_col:
+            raise UsageError(
+                f"{path} is a dataset with the group_col {stored.data.group_col}, got {asked.group_col}: leave it out, "
+                "or ingest the table again with --group-col"
+            )
         experiment = _experiment(config, horizon, family, overrides, stored.data.model_dump(), path / EXPERIMENT_FILE)
         return _checked(Data(path, table, facts, experiment))
     experiment = _experiment(config, horizon, family, overrides, columns or {})
@@ -110,13 +120,15 @@ def load_for(predictor: Predictor, path: Path, columns: Mapping[str, Any] | None
     if not path.is_dir():
         schema = schema_for(predictor, columns).model_copy(update={"group_col": predictor.experiment.data.group_col})
         channels, clock = predictor.channels, predictor.clock
-        table = _noted(read_table(path, schema, expected_channels=channels, expected_clock=clock))
+        table = _noted(read_table(path, schema, expected_channels=channels, expected_clock=clock, grouped=True))
         return table, Facts.of(table, path)
     table, facts, _ = read_dataset(path)
     if missing := set(predictor.channels) - set(table.channels):
         raise DataError(f"{path} lacks the model's channels {sorted(missing)}; expected {list(predictor.channels)}")
     if problem := predictor.clock.mismatch(table.clock):
         raise DataError(f"{path}: {problem}")
+    if predictor.experiment.data.group_col is None:
+        table, facts = replace(table, groups=None), facts.model_copy(update={"groups": ""})
     order = [table.channels.index(channel) for channel in predictor.channels]
     return replace(table, values=table.values[:, order], channels=predictor.channels), facts
 

@@ -72,7 +72,7 @@ def of_table(predictor: Predictor, table: Table, facts: Facts) -> HeldOut:
     """
     card = Card.of(predictor)
     if card is not None and card.data.same_data(facts):
-        _require_groups(predictor, table)
+        _require_groups(predictor, card.data, facts)
         parts = prepare(table, predictor.experiment, predictor.scaler)
         found = _test_part(predictor, table, parts.split, parts.test)
     else:
@@ -87,17 +87,18 @@ def of_table(predictor: Predictor, table: Table, facts: Facts) -> HeldOut:
     return found
 
 
-def _require_groups(predictor: Predictor, table: Table) -> None:
-    """Refuse the training table without what its series belong to: its parts could not be told.
+def _require_groups(predictor: Predictor, trained: Facts, found: Facts) -> None:
+    """Refuse the training table with its series in other groups than in training: its parts could not be told.
 
     Raises:
-        DataError: there is no column of that name.
+        DataError: they belong to something else, or to nothing.
     """
-    column = predictor.experiment.data.group_col
-    if column is not None and table.groups is None:
+    if trained.groups != found.groups:
+        column = predictor.experiment.data.group_col
+        expected = "no groups" if column is None else f"the groups that column {column!r} named in training"
         raise DataError(
-            f"this is the training table, which was split by groups of series; expected the column {column!r} that "
-            f"names them, and there is none: add it, or {_REMEDY}"
+            f"this is the training table, whose parts follow from the groups of its series: expected {expected}, got "
+            f"{'others' if found.groups else 'none'}; give it as it was, or {_REMEDY}"
         )
 
 

@@ -399,4 +399,15 @@ def test_stays_of_one_patient_are_in_one_part(tmp_path: Path) -> None:
     assert answers[0] == answers[1]
     scored = succeed("evaluate", model, "--data", table, "--json")
     assert "the test part" in scored.stdout and json.loads(scored.stdout)["skills"]["last"]["overall"]["series"] == 6
-    assert "expected the column 'patient'" in refuse(65, "evaluate", model, "--data", bare)
+    for other in ("P" + frame["patient"].astype(str), None):
+        (frame.drop(columns="patient") if other is None else frame.assign(patient=other)).to_csv(bare, index=False)
+        assert "expected the groups that column 'patient' named" in refuse(65, "evaluate", model, "--data", bare)
+    for wrong in ("null", "doctor"):
+        override = f"data.group_col={wrong}"
+        refuse(2, "train", "--data", dataset, "--set", override, "--out", tmp_path / "other", "--no-track")
+    plain = tmp_path / "plain"
+    succeed("train", "--data", bare, "--horizon", 1, "--family", "ridge", "--out", plain, "--no-track")
+    scores = [succeed("evaluate", plain, "--data", place, "--json").stdout for place in (bare, dataset)]
+    assert scores[0] == scores[1]  # a model without groups looks at none
+    frame.assign(patient="").to_csv(bare, index=False)
+    assert succeed("forecast", model, bare, "--horizon", 1).stdout == answers[0]

@@ -362,3 +362,15 @@ def test_a_budget_leaves_room_for_what_comes_before_the_steps() -> None:
     assert members._budget(config, startup=10, spent=1) == 44
     assert members._budget(config, startup=90, spent=30) == 25  # half its part, whatever starting took
     assert members._budget(experiment("train.members=4").train, startup=10, spent=1) is None
+
+
+def test_the_first_of_a_group_counts_for_all_stretches_of_its_time() -> None:
+    table = read_table(history(30, 60))
+    asked = experiment(by="time")
+    alone = prepare(table, asked)
+    together = prepare(replace(table, groups=np.array(["a", "b", "c"] * 10, object)), asked)
+    assert float(together.pieces.sum()) == pytest.approx(float(alone.pieces.sum())) and alone.pieces.sum() > 3
+    assert torch.nonzero(together.pieces)[:, 0].tolist() == [0, 1, 2]
+    assert {int(n) for window in together.calibration for n in window.series} == {0, 1, 2}
+    with pytest.raises(DataError, match="groups of them, are too few"):
+        prepare(replace(table, groups=np.array(["a"] * 30, object)), experiment())

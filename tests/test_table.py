@@ -815,6 +815,10 @@ def test_a_tidy_table_has_groups_too(write: Write) -> None:
 def test_a_forecast_needs_no_groups(write: Write) -> None:
     schema = TableSchema(group_col="patient")
     path = write("unique_id,ds,y\na,1,2\n")
-    assert read_table(path, schema, expected_channels=("y",)).groups is None
+    assert read_table(path, schema, expected_channels=("y",), grouped=True).groups is None
     with pytest.raises(TableError, match="--group-col"):
         read_table(path, schema)
+    blank = write("unique_id,ds,y,patient\na,1,2,\n")
+    assert read_table(blank, schema, expected_channels=("y",)).groups is None
+    with pytest.raises(TableError, match="is blank"):
+        read_table(blank, schema, expected_channels=("y",), grouped=True)

@@ -25,7 +25,7 @@ from tsde.series import SeriesSet
 from tsde.table import Table
 from tsde.threads import single_thread
 from tsde.training import Progress
-from tsde.windows import Origins, Split, Window, eligible_origins, fixed_windows, split_windows
+from tsde.windows import Origins, Region, Split, Window, eligible_origins, fixed_windows, split_windows
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def prepare(table: Table, experiment: Experiment, scaler: Scaler | None = None) 
             _require(eligible_origins(series, region), part, table, horizon, by_time)
     held_out = (eligible_origins(series, region) for region in (split.calibration, split.test))
     calibration, test = (fixed_windows(origins, experiment.windows) for origins in held_out)
-    return Parts(scaler, series, split, calibration, test, split.calibration.pieces())
+    return Parts(scaler, series, split, calibration, test, _pieces(series, split.calibration))
 
 
 def fit_predictor(
@@ -135,6 +135,14 @@ def _assemble(
     return predictor
 
 
+def _pieces(series: SeriesSet, part: Region) -> Tensor:
+    """What each series counts for, `(N,)`: `Region.pieces`, and the first of a group for all stretches of its time."""
+    pieces = part.pieces()
+    if torch.isfinite(part.upper).any():
+        return torch.zeros_like(pieces).index_add(0, series.representative, pieces)
+    return pieces
+
+
 def _learnt_rows(series: SeriesSet, split: Split) -> np.ndarray:
     """Rows that any member learns from or is validated on, `(R,)` bool."""
     upper = torch.stack([region.upper for fold in split.folds for region in fold]).amax(0)
@@ -144,8 +152,11 @@ def _learnt_rows(series: SeriesSet, split: Split) -> np.ndarray:
 def _require(origins: Origins, part: str, table: Table, horizon: float, by_time: bool) -> None:
     if len(origins) == 0:
         remedy = "give a longer horizon or more data"
-        if by_time and table.n_series > 3:
+        many = len(origins.series.group.unique()) > 3  # enough for the parts of a split
+        if by_time and many:
             remedy += ", or split by whole series (--set split.by=series)"
+        elif not by_time and not many:
+            remedy += ", or split by time (--set split.by=time): whole series, or groups of them, are too few"
         raise DataError(
             f"no series has an observation within the horizon {table.clock.format_duration(horizon)} after another one "
             f"in the {part} part ({table.n_series} series, {table.n_rows} rows): {remedy}"

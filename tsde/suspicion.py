@@ -27,7 +27,8 @@ def suspicions(sheet: Sheet, table: Table, rows: np.ndarray) -> list[Finding]:
         text = f"{len(single)} of {table.n_series} series have a single row and show no change over time"
         found.append(sheet.finding("W-SINGLE-ROW", text, rows[table.offsets[single]]))
     found += _gaps(sheet, table, rows)
-    for what, names in (("ids", table.ids), ("channels", np.array(table.channels, object))):
+    groups = np.unique([] if table.groups is None else table.groups).astype(object)
+    for what, names in (("ids", table.ids), ("channels", np.array(table.channels, object)), ("groups", groups)):
         if similar := _similar(names):
             text = f"{what} that differ by blanks, case or Unicode form alone count as different: {listed(similar)}"
             found.append(sheet.finding("W-SIMILAR-NAMES", text))

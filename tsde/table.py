@@ -53,18 +53,20 @@ def read_table(
     *,
     expected_channels: tuple[str, ...] | None = None,
     expected_clock: Clock | None = None,
+    grouped: bool = False,
 ) -> Table:
     """Read a `.csv`, `.csv.gz` or `.parquet` file or a DataFrame.
 
     A forecast passes the channels and the clock of the model: those channels come out, in that order and observed or
-    not, other columns are left out with a note, and times must be of the same kind.
+    not, other columns are left out with a note, and times must be of the same kind. Groups of series are not looked at
+    then, unless the table is to be scored (`grouped`) and has them.
 
     Raises:
         MissingInputError: there is no such file.
         UsageError: a file of another kind.
         TableError: a `DataError` that lists the first three errors and holds every finding.
     """
-    return _read(source, schema, expected_channels, expected_clock).table
+    return _read(source, schema, expected_channels, expected_clock, grouped).table
 
 
 def check_table(
@@ -181,14 +183,20 @@ class Reading:
 
 
 def _read(
-    source: str | Path | pd.DataFrame, schema: TableSchema, channels: tuple[str, ...] | None, clock: Clock | None
+    source: str | Path | pd.DataFrame,
+    schema: TableSchema,
+    channels: tuple[str, ...] | None,
+    clock: Clock | None,
+    grouped: bool = False,
 ) -> Reading:
     sheet = read_sheet(source).keyed(schema.id_col)
     require_columns(sheet, schema, training=channels is None)
-    return read_rows(sheet, schema, read_keys(sheet, schema, clock), channels)
+    return read_rows(sheet, schema, read_keys(sheet, schema, clock), channels, grouped)
 
 
-def read_rows(sheet: Sheet, schema: TableSchema, keys: Keys, channels: tuple[str, ...] | None) -> Reading:
+def read_rows(
+    sheet: Sheet, schema: TableSchema, keys: Keys, channels: tuple[str, ...] | None, grouped: bool = False
+) -> Reading:
     """The table of rows whose keys are known; rows with an error are left out on the way, so that all are found.
 
     Raises:
@@ -197,7 +205,7 @@ def read_rows(sheet: Sheet, schema: TableSchema, keys: Keys, channels: tuple[str
     findings = keys.findings
     cells = read_channels(sheet, schema, channels, findings)
     groups = None
-    if schema.group_col is not None and schema.group_col in sheet.columns:
+    if (grouped or channels is None) and schema.group_col is not None and schema.group_col in sheet.columns:
         groups = read_groups(sheet, schema.group_col, keys, findings)
     rows = sorted_rows(sheet, keys, findings)
     codes, times = keys.codes[rows], keys.times[rows]

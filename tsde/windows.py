@@ -159,7 +159,9 @@ class SplitConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    by: Literal["auto", "series", "time"] = Field("auto", description="auto: by series from 40 series on, else by time")
+    by: Literal["auto", "series", "time"] = Field(
+        "auto", description="auto: by series from 40 (groups of) series on, else by time"
+    )
     validation: float = Field(0.1, gt=0, lt=0.5)
     calibration: float = Field(0.1, gt=0, lt=0.5)
     test: float = Field(0.1, ge=0, lt=0.5)
