@@ -119,9 +119,9 @@ been seen each time: of the defaults (one seed) before the first choice, and of 
 of the second, which are those of the first. Six members with sixty-four series a step were scored on two seeds where
 half of the steps are dropped (.00099 and .00135), by code that took windows for series in calibrating means; those
 rows were not kept. Eight such members, the best by cross-validation, came last, at all rates and seeds: on the test
-trajectories they were no better than the four of thirty-two of then. A twentieth of the windows, in a few trajectories that
-stumble, makes more than half of the squared error of ridge and filter alike, so that fifteen test trajectories rank
-methods by little else; CRPS depends on them less.
+trajectories they were no better than the four of thirty-two of then. A twentieth of the windows, in a few trajectories
+that stumble, makes more than half of the squared error of ridge and filter alike, so that fifteen test trajectories
+rank methods by little else; CRPS depends on them less.
 
 Then the windows of a trajectory became a group (`--group-col`): trainings stop, and trust is chosen, by eight
 trajectories instead of 320 windows that seemed independent. By cross-validation over trajectories (nothing dropped,
