@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from tsde.findings import listed
 from tsde.sheet import plain_numbers
@@ -104,10 +104,10 @@ class Question(BaseModel, frozen=True, extra="forbid", strict=True):
             raise ValueError("times say by themselves when: leave out horizon and step, or times")
         return self
 
-    @property
-    def intervals(self) -> tuple[float, ...]:
-        """The levels, each once."""
-        return tuple(dict.fromkeys(self.levels))
+    @field_validator("levels")
+    @classmethod
+    def _each_once(cls, levels: list[float]) -> list[float]:
+        return list(dict.fromkeys(levels))
 
     def schema_of(self, trained: TableSchema) -> TableSchema:
         """How to read the rows: as in training, but for the fields that were given, and without groups."""

@@ -217,9 +217,9 @@ class Service:
             stride = reach if asked.step is None else self.predictor.clock.parse_duration(asked.step)
             require(table.n_series * max(1.0, reach / stride), self.limits.times, "times")
             queries = self.predictor.queries(table, horizon, asked.step)
-        self.predictor.columns(asked.intervals)
+        self.predictor.columns(asked.levels)
         require(asked.samples, self.limits.samples, "samples")
-        numbers = 2 + 2 * len(asked.intervals) + asked.samples
+        numbers = 2 + 2 * len(asked.levels) + asked.samples
         require(len(queries.ids) * len(self.predictor.channels) * numbers, self.limits.values, "numbers to answer")
         return queries
 
@@ -236,7 +236,7 @@ class Service:
                 job.check()
                 self._piece_began = time.monotonic()
                 found = self.predictor.answer(table, queries, asked.question.seed, asked.question.samples)
-                frames.append(self.predictor.frame(found, queries, asked.question.intervals))
+                frames.append(self.predictor.frame(found, queries, asked.question.levels))
                 places.append(place)
                 if found.samples is not None:
                     drawn.append(found.samples.reshape(asked.question.samples, -1).T)

@@ -43,8 +43,7 @@ def serve(predictor: Predictor, table: pd.DataFrame, params: dict[str, Any]) -> 
     known = [param.name for param in PARAMS]
     if unknown := set(params) - set(known):
         raise UsageError(f"unknown parameters {sorted(unknown)}; expected some of {known}")
-    schema = predictor.experiment.data.model_copy(update={"group_col": None})
-    settings = {param.name: param.default for param in PARAMS} | params
+    schema, settings = predictor.experiment.data, {param.name: param.default for param in PARAMS} | params
     return predictor.forecast(
         read_table(table, schema, expected_channels=predictor.channels, expected_clock=predictor.clock),
         horizon=settings["horizon"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -102,7 +103,7 @@ class Crew(Generic[Task, Reply]):
     def _fate(self, number: int) -> str:
         status = self._workers[number].wait()
         if status < 0:
-            return f"was killed by signal {-status} (9: perhaps memory ran out)"
+            return f"was killed by signal {-status}{' (perhaps memory ran out)' * (status == -signal.SIGKILL)}"
         return "ended early, see the message above"
 
     def _follow(self, number: int, worker: subprocess.Popen[str]) -> None:

@@ -99,8 +99,8 @@ class Window:
     """A query and its known answer: values `(B, K, H, C)` scaled, and the mask of those that were observed.
 
     `series (B,)` names the rows' series in the set that the window was cut from, or the first of its group, for scores
-    per series. `straight`
-    makes scaled values of those of a window that a family sees bent (`tsde.models.bend`), given their channels.
+    per series. `straight` makes scaled values of those of a window that a family sees bent (`tsde.models.bend`), given
+    their channels.
     """
 
     query: Query
