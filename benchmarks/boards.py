@@ -139,7 +139,7 @@ def train(
     if reference is not None:
         with single_thread():
             return calibrated_predictor(parts, experiment, task.table, [reference(task)]), []
-    members, history = train_members(parts.series, parts.split.folds, experiment, report, folder)
+    members, history = train_members(parts.series, parts.split.folds, experiment, report, folder, parts.calibration)
     with single_thread():
         return calibrated_predictor(parts, experiment, task.table, members), history
 

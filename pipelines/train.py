@@ -150,7 +150,7 @@ def run(
         means, quantiles = predictor.trust
         if min(means, quantiles) < 1:
             note(
-                f"the validation part bears out {means:.0%} of the means and {quantiles:.0%} of the quantiles that the "
+                f"held-out data bears out {means:.0%} of the means and {quantiles:.0%} of the quantiles that the "
                 "members learnt; the rest is ridge regression"
             )
         board = score(predictor, held_out.windows, held_out.part) if held_out.windows else None

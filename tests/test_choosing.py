@@ -277,14 +277,14 @@ def test_the_least_trust_within_half_a_standard_error_of_the_best_is_taken(off: 
 
 
 class Told(Forecaster):
-    """Series stay at one, a wild one at thirty. What was learnt says nine tenths of it, three fifths of the wild one's,
-    and what is simple says half of it."""
+    """Series stay at one, a wild one at thirty. What was learnt says nine tenths of it (or what it is told to say),
+    three fifths of the wild one's, and what is simple says half of it."""
 
     trust: Tensor
 
-    def __init__(self, wild: int, spread: float = 0.1):
+    def __init__(self, wild: int, spread: float = 0.1, usual: float = 0.9):
         super().__init__()
-        self.wild, self.spread = wild, spread
+        self.wild, self.spread, self.usual = wild, spread, usual
         self.register_buffer("trust", torch.ones(2))
 
     def level(self, query: Query, usual: float, wild: float) -> Tensor:
@@ -292,7 +292,7 @@ class Told(Forecaster):
         return chosen[:, None, None, None].expand(*query.times.shape, len(TABLE.channels))
 
     def learnt(self, query: Query) -> Normal:
-        return Normal(self.level(query, 0.9, 18.0), self.spread)
+        return Normal(self.level(query, self.usual, 18.0), self.spread)
 
     def forward(self, query: Query) -> Quantiles:
         return blend(self.learnt(query), Normal(self.level(query, 0.5, 15.0), 0.1), self.trust)
@@ -330,6 +330,29 @@ def test_a_fold_that_two_members_share_counts_once() -> None:
     shared = members[0].trust.clone()
     choose_trust(members[:2], known)
     assert torch.equal(members[0].trust, shared)
+
+
+def test_windows_that_nobody_has_seen_have_a_say() -> None:
+    _, validation = untrained(shaken=0.0)
+    model = Told(wild=0)
+    seen, unseen = (
+        [replace(w, values=model.level(w.query, level, level)) for w in validation] for level in (0.8, 0.45)
+    )
+    choose_trust([model], [seen])
+    flattered = model.trust.clone()
+    choose_trust([model], [seen], unseen)
+    assert bool((model.trust < flattered).all()) and bool((model.trust > 0).all())
+
+
+def test_windows_that_nobody_has_seen_judge_the_average_of_the_members() -> None:
+    """Two members miss by more than what is simple does, each to its own side."""
+    _, validation = untrained(shaken=0.0)
+    members = [Told(wild=0, usual=level) for level in (0.4, 1.6)]
+    truth = [replace(w, values=members[0].level(w.query, 1.0, 1.0)) for w in validation]
+    choose_trust(members, [], truth)
+    assert [member.trust.tolist() for member in members] == [[1.0, 1.0]] * 2
+    choose_trust(members[:1], [], truth)
+    assert members[0].trust.tolist() == [0.0, 0.0]
 
 
 def test_means_and_quantiles_are_trusted_apart() -> None:

@@ -42,7 +42,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Parts:
-    """A table scaled and split, and the held-out windows that no member ever sees.
+    """A table scaled and split, and the held-out windows that no member learns from or is stopped on.
 
     `pieces (N,)` is what each series counts for in calibration (`tsde.calibration.Calibrator`).
     """
@@ -102,7 +102,9 @@ def _fit_predictor(
 ) -> Fitted:
     baselines = {name: _assemble(parts, _as_baseline(experiment, name), table) for name in BASELINES}
     experiment, trials = choose_family(parts.series, parts.split.folds, experiment, report, checkpoints)
-    members, history = train_members(parts.series, parts.split.folds, experiment, report, checkpoints)
+    members, history = train_members(
+        parts.series, parts.split.folds, experiment, report, checkpoints, parts.calibration
+    )
     predictor = _assemble(parts, experiment, table, members, baselines)
     return Fitted(predictor, history, parts.test, parts.split, trials)
 

@@ -54,11 +54,15 @@ def train_members(
     experiment: Experiment,
     report: Callable[[Progress], None] = lambda progress: None,
     checkpoints: Path | None = None,
+    unseen: Sequence[Window] = (),
 ) -> tuple[list[Forecaster], list[dict[str, float]]]:
     """Train `experiment.train.members` models; member i learns from fold `i mod len(folds)`.
 
     Last, the trust of cautious parts is chosen, for all members together. The result does not depend on how many run
     at once.
+
+    Args:
+        unseen: windows of no fold; they have a say in that trust.
 
     Returns:
         The members, and the record of their validations, also of those before an interruption.
@@ -89,7 +93,7 @@ def train_members(
             history += json.loads(files["history.json"])
     members = [model.eval() for model in members]
     with single_thread():
-        choose_trust(members, (validation_windows(series, fold, experiment) for fold in folds[:count]))
+        choose_trust(members, (validation_windows(series, fold, experiment) for fold in folds[:count]), unseen)
     return members, history
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from tsde.distribution import Quantiles, summarise
+from tsde.distribution import Quantiles, average, summarise
 from tsde.metrics import clustered_ratio, crps_quantiles, mse
 from tsde.model import Cautious, Forecaster
 from tsde.validating import log_scores
@@ -18,8 +18,10 @@ _DOUBT = 0.5  # standard errors
 _DEAREST = 0.05  # excess of score that is paid for a simpler forecast
 
 
-def choose_trust(members: Sequence[Forecaster], validation: Iterable[Sequence[Window]]) -> None:
-    """The least trust in what was learnt whose score on validation windows is within half a standard error of the best.
+def choose_trust(
+    members: Sequence[Forecaster], validation: Iterable[Sequence[Window]], unseen: Sequence[Window] = ()
+) -> None:
+    """The least trust in what was learnt whose score on held-out windows is within half a standard error of the best.
 
     Means are scored by squared error and quantile functions by CRPS. Where they cannot tell two trusts apart, the
     simpler forecast has the say (the rule of one standard error of Breiman et al. 1984; half of one did better), but
@@ -27,11 +29,13 @@ def choose_trust(members: Sequence[Forecaster], validation: Iterable[Sequence[Wi
     by logarithms (`tsde.metrics.log_means`): of totals, one wild series in six can have nine tenths, and whatever it
     says has an error in which nothing differs. From a single group there is no error, and the best is taken.
 
-    All members have one trust, told by the groups of all of them: each is scored where it was validated, and groups
-    where several were count once, by the mean of their logarithms.
+    All members have one trust. Each is scored where it was validated, and groups where several were count once, by the
+    mean of their logarithms. But what was learnt was stopped where it did best there, which flatters it; so windows
+    that no member has seen have a say beside them, about the members' average, which is what will be asked.
 
     Args:
         validation: windows of each fold; that of member i is number `i mod len(folds)`.
+        unseen: windows that none of the members was trained or stopped on.
     """
     cautious = [part for member in members for part in _cautious(member)]
     if not cautious:
@@ -39,9 +43,13 @@ def choose_trust(members: Sequence[Forecaster], validation: Iterable[Sequence[Wi
     folds = list(validation)
     logs, weights = [], []
     for number, windows in enumerate(folds):
-        scored = [_log_scores(member, windows) for member in members[number :: len(folds)]]
+        scored = [_log_scores([member], windows) for member in members[number :: len(folds)]]
         logs.append(torch.stack([own for own, _ in scored]).mean(0))
         weights.append(scored[0][1])
+    if unseen:
+        together, count = _log_scores(members, unseen)
+        logs.append(together)
+        weights.append(count)
     weight = torch.cat(weights)
     taken = torch.tensor([_least(log, weight) for log in torch.cat(logs).unbind(1)])
     for part in cautious:
@@ -52,14 +60,15 @@ def _cautious(member: Forecaster) -> list[Cautious]:
     return [part for part in member.modules() if isinstance(part, Cautious)]
 
 
-def _log_scores(member: Forecaster, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
-    """Logarithms of squared errors and CRPS with each trust, `(G, 2, trusts)`, and weights of the groups `(G,)`."""
-    cautious = _cautious(member)
+def _log_scores(members: Sequence[Forecaster], windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
+    """Logarithms of the average forecast's squared errors and CRPS with each trust, `(G, 2, trusts)`, and weights of
+    the groups `(G,)`."""
+    cautious = [part for member in members for part in _cautious(member)]
 
     def law(window: Window, trust: float) -> Quantiles:
         for part in cautious:
             part.trust.fill_(trust)
-        return summarise(member(window.query))
+        return average([summarise(member(window.query)) for member in members])
 
     def both(window: Window) -> Tensor:
         learnt, simple = law(window, 1.0), law(window, 0.0)

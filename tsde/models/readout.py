@@ -32,7 +32,7 @@ class Readout(nn.Module):
     intervals of that size.
 
     After training, quantile functions are `trust` of this law's and `1 - trust` of N(ridge, s_c^2)'s, and so are means
-    with a `trust` of their own. Validation series choose both (`tsde.trust`): on small tables a part of the regression
+    with a `trust` of their own. Held-out series choose both (`tsde.trust`): on small tables a part of the regression
     is worth more than all of what was learnt.
     """
 
