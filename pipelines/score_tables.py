@@ -44,7 +44,7 @@ def skill_table(board: Scoreboard, measure: Measure, by_channel: bool = False) -
     parts = [("overall", board.overall_skills()), *board.by_lead(), *(board.by_channel() if by_channel else ())]
     for name, skills in parts:
         table.add_row(name, *(_saved(getattr(found, measure)) for found in skills.values()))
-    table.caption = "± one standard error, series as clusters; * zero lies outside the 95 % interval"
+    table.caption = "± one standard error, series or their groups as clusters; * zero lies outside the 95 % interval"
     return table
 
 

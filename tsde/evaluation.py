@@ -30,7 +30,8 @@ _LEAD_BINS = 4
 class Scores:
     """Mean scores over observed targets; values are in standard deviations of each channel.
 
-    `coverage` maps a central level in percent to (share covered, standard error with series as clusters).
+    `coverage` maps a central level in percent to (share covered, standard error). Errors take series, or their
+    groups, as clusters.
     """
 
     count: int
@@ -56,8 +57,7 @@ class Evaluation:
     """A predictor's scores on one set of windows.
 
     `frequency` is the observed share of y <= q_p for each level p of the forecast's grid, for reliability diagrams, and
-    `frequency_error` its standard error with series as clusters; of an evaluation that was kept by an older version
-    there is none.
+    `frequency_error` its standard error; of an evaluation that was kept by an older version there is none.
     """
 
     overall: Scores
