@@ -37,7 +37,8 @@ def load(data: Path, name: str, fold: int) -> Task:
     All channels share one scale, so that training weighs them as the score does (their deviations go from 0.002 to
     18): the largest absolute value of the training and validation sequences over the limit at which inputs are
     clipped. Three validation sequences are too few to part: they stop training *and* calibrate, so intervals, and the
-    trust in what was learnt, have seen the series that chose the weights; the mean forecast is not calibrated. The test sequences are in neither.
+    trust in what was learnt, have seen the series that chose the weights; the mean forecast is not
+    calibrated. The test sequences are in neither.
     """
     file = loadmat(str(require(data / "boards" / "mocap35.mat")))
     parts = [file[key] for key in ("Xtr", "Xval", "Xtest")]
