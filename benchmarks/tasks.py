@@ -29,7 +29,7 @@ from torch import Tensor
 from tsde.clock import Clock
 from tsde.errors import MissingInputError
 from tsde.fitting import Parts
-from tsde.lattice import few_values
+from tsde.lattice import ends, few_values
 from tsde.model import Forecaster
 from tsde.predictor import Predictor
 from tsde.scaling import Scaler
@@ -145,8 +145,9 @@ def assemble(
     series, where the table is not standardised already."""
     learnt = np.isin(table.row_series, np.concatenate([parted.train, parted.validation]))
     if scale is None:
-        values = few_values(table.values[learnt])
-        scaler = Scaler.unit(table.channels, horizon).model_copy(update={"values": values})
+        rows = table.values[learnt]
+        told = {"values": few_values(rows), "ends": ends(rows)}
+        scaler = Scaler.unit(table.channels, horizon).model_copy(update=told)
     else:
         scaler = scale(table, horizon, learnt)
     series = scaler.apply(table, seed)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +15,7 @@ from tsde.config import load_experiment
 from tsde.distribution import GRID, Quantiles
 from tsde.evaluation import evaluate, evaluate_both
 from tsde.fitting import fit_predictor
-from tsde.lattice import few_values, towards_values
+from tsde.lattice import ends, few_values, towards_values
 from tsde.metrics import crps_quantiles
 from tsde.predictor import Predictor
 from tsde.synthetic import spirals
@@ -112,3 +115,56 @@ def test_a_served_forecast_is_drawn_and_covers_what_calibration_made_it_cover() 
     torch.testing.assert_close(near[inside], 0.05 * far[inside], atol=1e-6, rtol=1e-3)
     assert torch.equal(value <= drawn.forecast.values[few], value <= smooth.forecast.values[few])
     assert torch.equal(value >= drawn.forecast.values[few], value >= smooth.forecast.values[few])
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ([0.0, 3.5] * 10, (0.0, 3.5)),  # comes back to both
+        ([0.0, *np.linspace(1, 2, 9)] * 10, (0.0, 2.0)),
+        ([0.0, *np.linspace(1, 2, 60)] * 10, (None, None)),  # seldom at either
+        ([*np.linspace(0, 1, 50), *[2.0] * 50], (None, None)),  # a level that rose, and stays
+        ([0.0] * 9 + [1.0] * 9, (None, None)),  # came to each once
+        ([7.0] * 50, (None, None)),  # a constant may yet change
+        ([], (None, None)),
+    ],
+)
+def test_an_end_is_one_that_a_channel_comes_back_to(
+    column: list[float], expected: tuple[float | None, float | None]
+) -> None:
+    rows = np.stack([np.array(column), np.full(len(column), np.nan)], 1)
+    assert ends(rows) == (expected, (None, None))
+    gaps = np.full((2 * len(column), 1), np.nan)
+    gaps[::2, 0] = column
+    assert ends(gaps) == (expected,)
+
+
+def test_forecasts_stay_between_the_ends_in_the_table_s_units(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    size = 60 * 20
+    columns = {
+        "unique_id": np.repeat(np.arange(60), 20),
+        "ds": np.tile(np.arange(20.0), 60),
+        "rain": np.maximum(rng.normal(-0.5, 1, size), 0) * 1e3,  # every third day
+        "alarm": (rng.random(size) < 0.1).astype(float),
+        "level": rng.normal(size=(60, 20)).cumsum(1).ravel(),
+    }
+    pd.DataFrame(columns).to_csv(tmp_path / "table.csv", index=False)
+    table = read_table(tmp_path / "table.csv")
+    settings = load_experiment(None, ["train.members=1"], horizon=4, model={"family": "ridge"})
+    predictor = fit_predictor(table, settings).predictor
+    assert predictor.scaler.ends == ((0.0, None), (0.0, 1.0), (None, None))
+    found = predictor.answer(table, predictor.queries(table, 4, 1)).law
+    everything = torch.cat([found.values, found.mean[..., None]], -1)
+    assert everything[:, :2].min() == 0 and everything[:, 1].max() <= 1 and everything[:, 2].min() < 0
+    free = Predictor(
+        predictor.experiment,
+        predictor.clock,
+        predictor.scaler.model_copy(update={"ends": ()}),
+        predictor.members,
+        predictor.calibrator,
+        predictor.marginal,
+    )
+    beyond = free.answer(table, predictor.queries(table, 4, 1)).law
+    assert beyond.values[:, :2].min() < 0
+    torch.testing.assert_close(everything[:, 2], torch.cat([beyond.values, beyond.mean[..., None]], -1)[:, 2])

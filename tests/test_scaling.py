@@ -73,13 +73,13 @@ def test_apply_masks_times_and_keys() -> None:
 
 
 @pytest.mark.parametrize("kind", ["constant", "empty", "single"])
-def test_a_channel_without_spread_keeps_its_unit(kind: str) -> None:
+def test_a_channel_without_spread_is_measured_by_its_size(kind: str) -> None:
     values = normals()
     values[:, 1] = {"constant": 7.0, "empty": np.nan, "single": np.nan}[kind]
     if kind == "single":
         values[3, 1] = 7.0
     scaler = fit(values)
-    assert scaler.scale[1] == 1.0
+    assert scaler.scale[1] == (1.0 if kind == "empty" else 7.0)
     assert scaler.location[1] == (0.0 if kind == "empty" else 7.0)
     assert torch.isfinite(scaler.apply(table(values), 0).values).all()
 

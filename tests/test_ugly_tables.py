@@ -366,6 +366,7 @@ SHOWN: dict[str, tuple[str | bytes, dict, dict]] = {
     "W-LEFT-OUT-EMPTY": ("unique_id,ds,y,z\na,1,2,\n", {}, {}),
     "W-LEFT-OUT-EXTRA": ("unique_id,ds,y,z\na,1,2,3\n", {}, {"expected_channels": ("y",)}),
     "W-TIME-LOOKS-LIKE-DATE": (HEAD + "a,1700000000,2\n", {}, {}),
+    "W-TIME-OPTION": (HEAD + TWO, {"timezone": "Europe/Paris"}, {}),
     "W-TIME-ROUNDED": (HEAD + "a,2024-01-01T00:00:00.0000001,2\n", {}, {}),
     "W-TIME-FAR": (HEAD + "a,9999-12-31,2\na,2024-01-01,2\n", {}, {}),
     "W-HUGE-GAP": (HEAD + "a,1,1\na,2,2\na,3,3\na,99999,4\n", {}, {}),

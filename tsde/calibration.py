@@ -101,7 +101,8 @@ class Calibrator:
         edges = torch.quantile(residuals.lead[: 2**24], steps).unique() if len(steps) else torch.zeros(0)
         forecast = torch.cat([residuals.forecast.values, residuals.forecast.mean[:, None]], -1)
         scores = (residuals.value[:, None] - forecast) / _spread(residuals.forecast)[:, None]
-        owner, telling = residuals.series, _varies(residuals.value, residuals.channel, channels)
+        owner, constant = residuals.series, _constant(residuals.value, residuals.channel, channels)
+        telling = ~constant[residuals.channel]
         pieces = torch.ones(int(owner.max()) + 1) if pieces is None else pieces
         nothing, trust = torch.zeros(len(levels) + 1), _GROUP_TRUST * config.shrinkage
         overall = _shrunk(scores[telling], owner[telling], pieces, levels, nothing, config.shrinkage)
@@ -111,7 +112,7 @@ class Calibrator:
         rest = scores - by_bin[bins]  # what is left for the channels to explain
         of_channel = [residuals.channel == c for c in range(channels)]
         by_channel = torch.stack([_shrunk(rest[m], owner[m], pieces, levels, nothing, trust) for m in of_channel])
-        movable = _movable(scores, residuals.channel, channels)
+        movable = _movable(scores, residuals.channel, channels) * ~constant[:, None]
         movable[:, -1] *= means
         return cls(edges, (by_bin[:, None] + by_channel) * movable)
 
@@ -129,11 +130,11 @@ def _spread(forecast: Quantiles) -> Tensor:
     return central_width(forecast) + 0.1
 
 
-def _varies(value: Tensor, channel: Tensor, channels: int) -> Tensor:
-    """Whether each value's channel takes more than one, `(M,)`: scores of a constant say nothing of other channels."""
+def _constant(value: Tensor, channel: Tensor, channels: int) -> Tensor:
+    """Whether each channel takes one value several times, `(C,)`: it says nothing of the others, nor they of it."""
     empty = value.new_zeros(channels)
     least, most = (empty.scatter_reduce(0, channel, value, end, include_self=False) for end in ("amin", "amax"))
-    return (least < most)[channel]
+    return (least == most) & (torch.bincount(channel, minlength=channels) > 1)
 
 
 def _movable(scores: Tensor, channel: Tensor, channels: int) -> Tensor:

@@ -84,6 +84,13 @@ class Clock(BaseModel, frozen=True, extra="forbid"):
         unit = next((unit for unit in ("d", "h", "min") if length % _UNITS[unit] == 0), "s")
         return f"{plain_numbers(np.array([length / _UNITS[unit]]))[0]}{unit}"
 
+    def round_up(self, length: float) -> float:
+        """A length of time with three digits in a unit that suits it: the next longer one."""
+        units = {"s": 1.0} if self.kind == "number" else _UNITS
+        unit = max((size for size in units.values() if size <= length), default=1.0)
+        digits = 2 - math.floor(math.log10(length / unit))
+        return unit * float(f"{math.ceil(length / unit * 10.0**digits)}e{-digits}")
+
     def mismatch(self, other: Clock) -> str | None:
         """Why times on the other clock cannot be placed on this one; None if they can."""
         if self.kind != other.kind:

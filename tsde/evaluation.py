@@ -26,6 +26,9 @@ LEVELS = (50, 80, 95)
 _LEAD_BINS = 4
 
 
+_ROUNDING = 1e-5  # a share saved below it is none
+
+
 @dataclass(frozen=True)
 class Scores:
     """Mean scores over observed targets; values are in standard deviations of each channel.
@@ -119,7 +122,7 @@ class Skill:
     def verdict(self) -> int:
         """1 if the interval lies above zero, -1 below it, and 0 where it says neither."""
         low, high = self.interval()
-        return int(low > 0) - int(high < 0)
+        return int(low > _ROUNDING) - int(high < -_ROUNDING)
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Times that look like seconds, milli-, micro- or nanoseconds since 1970 are taken as plain numbers.",
         "Nothing, if horizons are given in that unit; else write ISO 8601. If units are mixed, write one.",
     ),
+    "W-TIME-OPTION": (
+        "A time zone or the order of day and month is given for times that are plain numbers.",
+        "Leave the option out, or write the times as dates.",
+    ),
     "W-TIME-ROUNDED": (
         "Times finer than a microsecond are cut to it; whole numbers beyond 2^53 keep about 16 digits.",
         "Nothing, if that is fine enough; else subtract an origin and write plain numbers.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,22 +59,38 @@ class Parts:
 def prepare(table: Table, experiment: Experiment, scaler: Scaler | None = None) -> Parts:
     """Split, scale (on training rows, unless a fitted scaler is given) and cut the held-out windows.
 
+    A horizon longer than any that the training targets tell of is taken to be that: `parts.scaler.horizon`.
+
     Raises:
         DataError: if training or validation is left without a target within the horizon of an origin.
     """
     horizon = table.clock.parse_duration(experiment.horizon) if scaler is None else scaler.horizon
-    unscaled = Scaler.unit(table.channels, horizon).apply(table, experiment.seed)
-    split = split_windows(unscaled, experiment.split, experiment.seed, experiment.train.members)
+    unscaled, split = _split(table, horizon, experiment)
     if scaler is None:
+        if (reach := _reach(unscaled, split.train)) < 1:
+            horizon = min(horizon, table.clock.round_up(horizon * reach))
+            unscaled, split = _split(table, horizon, experiment)
         scaler = Scaler.fit(table, horizon, _learnt_rows(unscaled, split), experiment.windows.calendar)
     series = scaler.apply(table, experiment.seed).telling()
     by_time = bool(torch.isfinite(split.train.upper).any())
     for fold in split.folds:
         for part, region in zip(("training", "validation"), fold, strict=True):
-            _require(eligible_origins(series, region), part, table, horizon, by_time)
+            longer = len(eligible_origins(series, region, math.inf)) > 0
+            _require(eligible_origins(series, region), part, table, horizon, by_time, longer)
     held_out = (eligible_origins(series, region) for region in (split.calibration, split.test))
     calibration, test = (fixed_windows(origins, experiment.windows) for origins in held_out)
     return Parts(scaler, series, split, calibration, test, _pieces(series, split.calibration))
+
+
+def _split(table: Table, horizon: float, experiment: Experiment) -> tuple[SeriesSet, Split]:
+    series = Scaler.unit(table.channels, horizon).apply(table, experiment.seed)
+    return series, split_windows(series, experiment.split, experiment.seed, experiment.train.members)
+
+
+def _reach(series: SeriesSet, train: Region) -> float:
+    """The longest time from an origin to a training target, in horizons; infinite where there is none."""
+    origins = eligible_origins(series, train, math.inf)
+    return float((series.times[origins.last] - series.times[origins.row]).max()) if len(origins) else math.inf
 
 
 def fit_predictor(
@@ -100,6 +117,9 @@ def fit_predictor(
 def _fit_predictor(
     table: Table, experiment: Experiment, report: Callable[[Progress], None], checkpoints: Path | None, parts: Parts
 ) -> Fitted:
+    horizon = parts.scaler.horizon
+    if horizon < table.clock.parse_duration(experiment.horizon):
+        experiment = experiment.model_copy(update={"horizon": table.clock.format_duration(horizon)})
     baselines = {name: _assemble(parts, _as_baseline(experiment, name), table) for name in BASELINES}
     experiment, trials = choose_family(parts.series, parts.split.folds, experiment, report, checkpoints)
     members, history = train_members(
@@ -151,9 +171,10 @@ def _learnt_rows(series: SeriesSet, split: Split) -> np.ndarray:
     return (series.times <= upper[series.series_of_row]).numpy()
 
 
-def _require(origins: Origins, part: str, table: Table, horizon: float, by_time: bool) -> None:
+def _require(origins: Origins, part: str, table: Table, horizon: float, by_time: bool, longer: bool) -> None:
+    """Refuse a part without targets; `longer`, whether a longer horizon would give it some."""
     if len(origins) == 0:
-        remedy = "give a longer horizon or more data"
+        remedy = "give a longer horizon or more data" if longer else "give more data"
         many = len(origins.series.group.unique()) > 3  # enough for the parts of a split
         if by_time and many:
             remedy += ", or split by whole series (--set split.by=series)"

@@ -1,8 +1,8 @@
-"""Channels that take few values, such as counts, scores and stages: their quantiles belong to those values."""
+"""Where a channel's values lie, and forecasts with them: at few values, as counts and stages do, or between ends."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ _MOST = 64  # values that a channel may take
 _FIRST = 10_000  # observations that mostly tell already: sorting millions takes longer than all else in scaling
 _SUPPORT = 10  # observations per value, on average, below which more values are to be expected
 _KEPT = 0.05  # of a quantile's distance from the nearest value
+_OFTEN = 0.02  # share of the observations at an end
+_RETURNS = 10  # times that a channel must come to an end: a level that rises by steps stays long at its highest, once
 
 
 def few_values(rows: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
@@ -27,6 +29,34 @@ def _few(column: NDArray[np.float64]) -> tuple[float, ...]:
         return ()
     found = np.unique(column)
     return tuple(found.tolist()) if 1 < len(found) <= min(_MOST, len(column) / _SUPPORT) else ()
+
+
+def ends(rows: NDArray[np.float64]) -> tuple[tuple[float | None, float | None], ...]:
+    """The least and the greatest value of each channel of rows `(R, C)`, in order of time, where it often comes to it.
+
+    No rain, no visit, a full scale: such a channel does not go beyond. None where an end is only the farthest so far.
+    """
+    columns = (column[~np.isnan(column)] for column in rows.T)
+    return tuple((_end(column, np.min), _end(column, np.max)) for column in columns)
+
+
+def _end(column: NDArray[np.float64], farthest: Callable[[NDArray[np.float64]], np.float64]) -> float | None:
+    if len(column) < _RETURNS:
+        return None
+    there = column == farthest(column)
+    comes = np.count_nonzero(there[1:] & ~there[:-1]) + int(there[0])
+    return float(farthest(column)) if comes >= _RETURNS and there.mean() >= _OFTEN else None
+
+
+def between_ends(forecast: Quantiles, low: Tensor, high: Tensor, near: Tensor | float = 0.0) -> Quantiles:
+    """Quantiles and mean moved to an end if beyond it, or at most `near` before; all broadcast to the batch shape."""
+
+    def between(x: Tensor, low: Tensor, high: Tensor, near: Tensor) -> Tensor:
+        return torch.where(x > high - near, high, torch.where(x < low + near, low, x))
+
+    near = torch.as_tensor(near)
+    values = between(forecast.values, low[..., None], high[..., None], near[..., None])
+    return Quantiles(between(forecast.mean, low, high, near), values, forecast.levels)
 
 
 def towards_values(forecast: Quantiles, channel: Tensor, values: Sequence[Tensor]) -> Quantiles:

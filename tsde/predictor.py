@@ -22,7 +22,7 @@ from tsde.clock import Clock
 from tsde.config import Experiment, parse_experiment
 from tsde.distribution import GRID, Quantiles, average, coherent, summarise
 from tsde.errors import ArtifactError, TsdeError, UsageError
-from tsde.lattice import towards_values
+from tsde.lattice import between_ends, towards_values
 from tsde.model import Cautious, Forecaster
 from tsde.noise import series_keys, uniform
 from tsde.requests import request_batches
@@ -81,7 +81,7 @@ class Predictor:
         """
         self.experiment, self.clock, self.scaler, self.calibrator = experiment, clock, scaler, calibrator
         self.members = [member.eval() for member in members]
-        self._values = scaler.scaled_values()
+        self._values, self._ends = scaler.scaled_values(), scaler.scaled_ends()
         self.marginal, self.baselines, self.card = marginal, baselines or {}, card or {}
 
     @property
@@ -108,8 +108,10 @@ class Predictor:
         return self.served(forecast, query.lead[..., None].expand(forecast.mean.shape), channel)
 
     def served(self, raw: Quantiles, lead: Tensor, channel: Tensor) -> Quantiles:
-        """What takes a raw forecast's place: corrected by calibration, drawn to values where they are few."""
-        return towards_values(self.calibrator(raw, lead, channel), channel, self._values)
+        """What takes a raw forecast's place: corrected by calibration, drawn to values where they are few, and kept
+        from going beyond the ends that a channel comes back to."""
+        found = towards_values(self.calibrator(raw, lead, channel), channel, self._values)
+        return found if self._ends is None else between_ends(found, *(end[channel] for end in self._ends))
 
     def residuals(self, windows: Sequence[Window], calibrated: bool = True) -> Residuals:
         """Forecasts beside the known answers of windows, observed entries only, scaled."""

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from tsde.calendar import Cycle, cycles_seen, periods
 from tsde.distribution import Quantiles, affine
-from tsde.lattice import few_values
+from tsde.lattice import between_ends, ends, few_values
 from tsde.noise import series_keys
 from tsde.series import SeriesSet
 from tsde.table import Table
 
+_ROUNDING = 1e-6  # deviations
 _WINSOR = 20.0  # interquartile ranges from the median: one impossible value must not set a channel's scale
 
 
@@ -25,6 +26,7 @@ class Scaler(BaseModel):
         horizon: the time unit of all models, in seconds for datetimes or in the table's own numbers.
         cycles: of the calendar, on which forecasts may depend.
         values: that each channel takes, in its own unit; empty where they are many, or for all channels.
+        ends: the least and the greatest value of each channel where it does not go beyond; or empty for all channels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +37,7 @@ class Scaler(BaseModel):
     scale: tuple[float, ...]
     cycles: tuple[Cycle, ...] = ()
     values: tuple[tuple[float, ...], ...] = ()
+    ends: tuple[tuple[float | None, float | None], ...] = ()
 
     @classmethod
     def unit(cls, channels: tuple[str, ...], horizon: float) -> Scaler:
@@ -43,9 +46,10 @@ class Scaler(BaseModel):
 
     @classmethod
     def fit(cls, table: Table, horizon: float, rows: NDArray[np.bool_], calendar: bool = False) -> Scaler:
-        """Mean and deviation of the winsorised values in `rows (R,)`; constant or empty channels keep scale 1.
+        """Mean and deviation of the winsorised values in `rows (R,)`; a constant has its size for a scale.
 
-        Also the values of channels that take few, and with `calendar` the cycles that the rows show.
+        Also the values of channels that take few, ends that they come back to, and with `calendar` the cycles that the
+        rows show.
         """
         dated = table.clock.kind == "datetime"  # plain numbers have no calendar
         values = table.values[rows]
@@ -57,6 +61,7 @@ class Scaler(BaseModel):
             scale=tuple(scale for _, scale in moments),
             cycles=cycles_seen(table.times[rows], table.row_series[rows]) if dated and calendar else (),
             values=few_values(values),
+            ends=ends(values),
         )
 
     def apply(self, table: Table, seed: int) -> SeriesSet:
@@ -78,11 +83,29 @@ class Scaler(BaseModel):
         channels = zip(self.values, self.location, self.scale, strict=False)
         return tuple(torch.from_numpy(_scaled(np.array(values), *unit)) for values, *unit in channels)
 
+    def scaled_ends(self) -> tuple[Tensor, Tensor] | None:
+        """Ends of each channel, `(C,)` each, scaled as `apply` does; far out where it has none. None if none has."""
+        if (ends := self._ends()) is None:
+            return None
+        unit = np.array(self.location), np.array(self.scale)
+        low, high = (torch.from_numpy(_scaled(end, *unit)) for end in ends)
+        return low, high
+
+    def _ends(self) -> NDArray[np.float64] | None:
+        """`(2, C)`, infinite where a channel has none; None if none has."""
+        ends = np.array(self.ends, dtype=float).reshape(-1, 2).T
+        return np.where(np.isnan(ends), [[-np.inf], [np.inf]], ends) if np.isfinite(ends).any() else None
+
     def undo(self, forecast: Quantiles) -> Quantiles:
         """A scaled forecast, batch shape `(..., C)`, in the channels' own units, float64."""
         location = torch.tensor(self.location, dtype=torch.float64)
         scale = torch.tensor(self.scale, dtype=torch.float64)
-        return affine(forecast, location, scale)
+        found = affine(forecast, location, scale)
+        if (ends := self._ends()) is None:
+            return found
+        low, high = torch.from_numpy(ends)
+        near = _ROUNDING * scale  # float32 has left the ends by as much: nobody should read of 1e-6 visits
+        return between_ends(found, low, high, near)
 
 
 def _scaled(
@@ -102,5 +125,5 @@ def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
         values = values.clip(middle - _WINSOR * (high - low), middle + _WINSOR * (high - low))
     deviation = float(values.std())
     location = float(np.ldexp(values.mean(), power))
-    changes = deviation > 1e-12 * float(np.abs(values).max())
-    return location, float(np.ldexp(deviation, power)) if changes else 1.0
+    changes = deviation > 1e-14 * float(np.abs(values).max())
+    return location, float(np.ldexp(deviation, power)) if changes else abs(location) or 1.0

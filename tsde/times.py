@@ -39,7 +39,12 @@ def read_times(
         text = wrong.any() and pa.types.is_string(column.type)
         stamps = parsed_stamps(observed(column), dayfirst) if text else None
         if stamps is None or stamps.readable.sum() < np.isfinite(values).sum():
-            return _number_times(sheet, name, values, wrong, expected)
+            times, clock, found = _number_times(sheet, name, values, wrong, expected)
+            if clock and (timezone or dayfirst):
+                option, use = ("--timezone", "have no zone") if timezone else ("--dayfirst", "have no days")
+                text = f"the times in column {quoted(name)} are numbers and {use}: {option} changes nothing"
+                found.append(sheet.finding("W-TIME-OPTION", text, column=name))
+            return times, clock, found
     return _datetimes(sheet, name, stamps, timezone)
 
 
