@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from pipelines.data import Data
-from pipelines.messages import note
+from pipelines.messages import warn
 from pipelines.train import working_directory
 from tsde.fitting import Parts, prepare
 from tsde.threads import single_thread
@@ -29,15 +29,16 @@ def check(data: Data, out: Path) -> Parts:
 def _tell(data: Data, parts: Parts) -> None:
     """Say what a training will not do, though it was asked for."""
     clock, experiment, horizon = data.table.clock, data.experiment, parts.scaler.horizon
-    if horizon < clock.parse_duration(experiment.horizon):
-        note(
-            f"no training series tells what comes {experiment.horizon} later: the model learns to forecast "
+    asked = clock.parse_duration(experiment.horizon)
+    if horizon < asked:
+        warn(
+            f"no training series tells what comes {clock.format_duration(asked)} later: the model learns to forecast "
             f"{clock.format_duration(horizon)} ahead, and what is asked beyond has the status beyond_horizon"
         )
     if experiment.calibration.enabled and not parts.calibration:
-        note("the table is too small for a part to calibrate on: intervals stay as they are learnt")
+        warn("the table is too small for a part to calibrate on: intervals stay as they are learnt")
     if experiment.split.test and not parts.test:
-        note("the table is too small for a part to score on: `tsde evaluate` scores the model on another table")
+        warn("the table is too small for a part to score on: `tsde evaluate` scores the model on another table")
 
 
 def describe(data: Data, parts: Parts, out: Path, resume: Path | None = None, as_json: bool = False) -> str:

@@ -77,6 +77,16 @@ def test_tables_of_scores_fit_a_terminal_of_eighty_columns(job: Job) -> None:
         assert "…" not in console.export_text()
 
 
+def test_training_says_what_it_will_not_do(job: Job, tmp_path: Path) -> None:
+    few = tmp_path / "few.csv"
+    spirals(3, 8, seed=3).to_csv(few, index=False)
+    long = ("train", "--data", job.dataset, "--horizon", 365, "--dry-run", "--out", tmp_path / "m")
+    assert "no training series tells what comes 365 later" in succeed(*long).stderr
+    small = succeed("train", "--data", few, "--horizon", 0.5, "--dry-run", "--out", tmp_path / "m").stderr
+    assert "too small for a part to score on" in small and "tells what comes" not in small
+    assert "warning" not in succeed("train", "--data", job.dataset, "--dry-run", "--out", tmp_path / "m").stderr
+
+
 def test_training_says_how_much_of_the_forecast_is_ridge_regression(job: Job) -> None:
     means, quantiles = Predictor.load(job.model).trust
     assert max(means, quantiles) < 0.5, "twenty steps taught more than a ridge regression knows"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tsde import members
+from tsde.clock import Clock
 from tsde.config import Experiment, load_experiment
 from tsde.errors import DataError, DivergedError, TsdeError
 from tsde.evaluation import evaluate
@@ -26,7 +27,7 @@ from tsde.predictor import Predictor
 from tsde.synthetic import ornstein_uhlenbeck
 from tsde.table import Table, read_table
 from tsde.training import Progress
-from tsde.windows import Region, Window
+from tsde.windows import Region, Window, eligible_origins
 
 SMALL = ["model.modes=4", "model.width=8", "model.horizon_modes=3", "model.steps=3"]
 SHORT = ["train.steps=4", "train.validate_every=2", "train.batch=4", "train.members=2", "train.workers=1"]
@@ -43,6 +44,7 @@ def history(count: int = 20, rows: int = 14, seed: int = 0) -> pd.DataFrame:
 
 
 TABLE = read_table(history())
+NUMBERS = Clock(kind="number")
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +199,31 @@ def test_too_short_a_horizon_is_refused(horizon: str, part: str) -> None:
     asked = load_experiment(None, [*SMALL, *SHORT], horizon=horizon)
     with pytest.raises(DataError, match=rf"horizon.*{part} part \(20 series, 280 rows\)"):
         fit_predictor(TABLE, asked)
+
+
+@pytest.mark.parametrize("by", ["series", "time"])
+def test_a_horizon_is_no_longer_than_what_training_tells_of(by: str) -> None:
+    asked = experiment("horizon=1000", "train.members=1", by=by)
+    found = fit_predictor(TABLE, asked)
+    predictor, train = found.predictor, found.split.train
+    reach = predictor.scaler.horizon
+    spans = [times.max() - times.min() for times in np.split(TABLE.times, TABLE.offsets[1:-1])]
+    assert reach <= NUMBERS.round_up(max(spans)) and (by == "time" or reach > np.median(spans))
+    assert predictor.experiment.horizon == NUMBERS.format_duration(reach)
+    told = eligible_origins(prepare(TABLE, predictor.experiment).series, train)
+    longest = (told.series.times[told.last] - told.series.times[told.row]).max()
+    assert 0.98 < longest <= 1
+    forecast = predictor.forecast(TABLE, horizon=4 * reach, step=reach)
+    assert forecast["status"].tolist()[:8:2] == ["ok", *["beyond_horizon"] * 3]
+    assert same(predictor, fit_predictor(TABLE, predictor.experiment).predictor)
+
+
+def test_a_longer_horizon_is_no_remedy_for_a_part_without_rows() -> None:
+    table = read_table(history(5, 6))
+    for horizon in (1.0, 1e6):
+        asked = load_experiment(None, [*SMALL, *SHORT], horizon=horizon)
+        with pytest.raises(DataError, match="give more data"):
+            fit_predictor(table, asked)
 
 
 @pytest.mark.parametrize(

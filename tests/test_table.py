@@ -637,6 +637,21 @@ def test_durations_for_people() -> None:
     assert [NUMBERS.format_duration(length) for length in (24.0, 1e10, 0.1)] == ["24", "10000000000", "0.1"]
 
 
+@given(st.floats(1e-6, 1e12))
+def test_a_duration_rounded_up_is_little_longer_and_has_three_digits(length: float) -> None:
+    for clock in (DATES, NUMBERS):
+        rounded = clock.round_up(length)
+        assert length <= rounded * (1 + 1e-15) and rounded < length * 1.011
+        assert clock.round_up(rounded) == pytest.approx(rounded, rel=1e-12)
+
+
+def test_durations_are_rounded_up_for_people() -> None:
+    lengths = {1713456.0: "19.9d", 30 * 86400.0: "30d", 5401.0: "1.51h", 61.2: "1.02min", 0.12345: "0.124s"}
+    for length, text in lengths.items():
+        assert DATES.round_up(length) == pytest.approx(DATES.parse_duration(text))
+    assert NUMBERS.round_up(19.832) == 19.9 and NUMBERS.round_up(1234567.0) == 1240000 and NUMBERS.round_up(0.5) == 0.5
+
+
 # float64 seconds tell microseconds apart until 2242
 MOMENTS = st.datetimes(dt.datetime(1700, 1, 1), dt.datetime(2240, 1, 1))
 ZONES = st.sampled_from([None, "UTC", "Europe/Paris", "America/St_Johns", "Asia/Kathmandu", "Africa/Monrovia"])

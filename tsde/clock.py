@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import ROUND_CEILING, Decimal
 from typing import Literal
 
 import numpy as np
@@ -85,11 +86,11 @@ class Clock(BaseModel, frozen=True, extra="forbid"):
         return f"{plain_numbers(np.array([length / _UNITS[unit]]))[0]}{unit}"
 
     def round_up(self, length: float) -> float:
-        """A length of time with three digits in a unit that suits it: the next longer one."""
-        units = {"s": 1.0} if self.kind == "number" else _UNITS
-        unit = max((size for size in units.values() if size <= length), default=1.0)
-        digits = 2 - math.floor(math.log10(length / unit))
-        return unit * float(f"{math.ceil(length / unit * 10.0**digits)}e{-digits}")
+        """The shortest time not below `length` that has three digits in a unit that suits it."""
+        units = ("d", "h", "min") if self.kind == "datetime" else ()
+        unit = next((_UNITS[unit] for unit in units if length >= _UNITS[unit]), 1.0)
+        number = Decimal(str(length / unit))
+        return unit * float(number.quantize(Decimal((0, (1,), number.adjusted() - 2)), ROUND_CEILING))
 
     def mismatch(self, other: Clock) -> str | None:
         """Why times on the other clock cannot be placed on this one; None if they can."""
