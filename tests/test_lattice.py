@@ -125,7 +125,8 @@ def test_a_served_forecast_is_drawn_and_covers_what_calibration_made_it_cover() 
         ([0.0, *np.linspace(1, 2, 60)] * 10, (None, None)),  # seldom at either
         ([*np.linspace(0, 1, 50), *[2.0] * 50], (None, None)),  # a level that rose, and stays
         ([0.0] * 9 + [1.0] * 9, (None, None)),  # came to each once
-        ([7.0] * 50, (None, None)),  # a constant may yet change
+        ([7.0] * 50, (7.0, 7.0)),
+        ([7.0] * 5, (None, None)),
         ([], (None, None)),
     ],
 )

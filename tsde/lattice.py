@@ -34,7 +34,8 @@ def _few(column: NDArray[np.float64]) -> tuple[float, ...]:
 def ends(rows: NDArray[np.float64]) -> tuple[tuple[float | None, float | None], ...]:
     """The least and the greatest value of each channel of rows `(R, C)`, in order of time, where it often comes to it.
 
-    No rain, no visit, a full scale: such a channel does not go beyond. None where an end is only the farthest so far.
+    No rain, no visit, a full scale: such a channel does not go beyond, nor does a constant. None where an end is only
+    the farthest so far.
     """
     columns = (column[~np.isnan(column)] for column in rows.T)
     return tuple((_end(column, np.min), _end(column, np.max)) for column in columns)
@@ -45,7 +46,8 @@ def _end(column: NDArray[np.float64], farthest: Callable[[NDArray[np.float64]], 
         return None
     there = column == farthest(column)
     comes = np.count_nonzero(there[1:] & ~there[:-1]) + int(there[0])
-    return float(farthest(column)) if comes >= _RETURNS and there.mean() >= _OFTEN else None
+    often = comes >= _RETURNS and there.mean() >= _OFTEN
+    return float(farthest(column)) if often or there.all() else None
 
 
 def between_ends(forecast: Quantiles, low: Tensor, high: Tensor, near: Tensor | float = 0.0) -> Quantiles:
