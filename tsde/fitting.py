@@ -26,7 +26,7 @@ from tsde.series import SeriesSet
 from tsde.table import Table
 from tsde.threads import single_thread
 from tsde.training import Progress
-from tsde.windows import Origins, Region, Split, Window, eligible_origins, fixed_windows, split_windows
+from tsde.windows import Region, Split, Window, eligible_origins, fixed_windows, split_windows
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ def prepare(table: Table, experiment: Experiment, scaler: Scaler | None = None) 
     by_time = bool(torch.isfinite(split.train.upper).any())
     for fold in split.folds:
         for part, region in zip(("training", "validation"), fold, strict=True):
-            longer = len(eligible_origins(series, region, math.inf)) > 0
-            _require(eligible_origins(series, region), part, table, horizon, by_time, longer)
+            _require(series, region, part, table, horizon, by_time)
     held_out = (eligible_origins(series, region) for region in (split.calibration, split.test))
     calibration, test = (fixed_windows(origins, experiment.windows) for origins in held_out)
     return Parts(scaler, series, split, calibration, test, _pieces(series, split.calibration))
@@ -171,11 +170,11 @@ def _learnt_rows(series: SeriesSet, split: Split) -> np.ndarray:
     return (series.times <= upper[series.series_of_row]).numpy()
 
 
-def _require(origins: Origins, part: str, table: Table, horizon: float, by_time: bool, longer: bool) -> None:
-    """Refuse a part without targets; `longer`, whether a longer horizon would give it some."""
-    if len(origins) == 0:
+def _require(series: SeriesSet, region: Region, part: str, table: Table, horizon: float, by_time: bool) -> None:
+    if len(eligible_origins(series, region)) == 0:
+        longer = len(eligible_origins(series, region, math.inf)) > 0
         remedy = "give a longer horizon or more data" if longer else "give more data"
-        many = len(origins.series.group.unique()) > 3  # enough for the parts of a split
+        many = len(series.group.unique()) > 3  # enough for the parts of a split
         if by_time and many:
             remedy += ", or split by whole series (--set split.by=series)"
         elif not by_time and not many:
