@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tsde.distribution import Quantiles
 from tsde.scaling import Scaler
@@ -145,3 +147,17 @@ def test_unit_leaves_values_as_they_are() -> None:
 def test_round_trip_as_json() -> None:
     scaler = fit(normals())
     assert Scaler.model_validate_json(scaler.model_dump_json()) == scaler
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(0, 9))
+def test_ends_come_back_exactly(end: float, size: float, seed: int) -> None:
+    column = end + size * np.random.default_rng(seed).exponential(size=(100, 1))
+    column[::5] = end
+    scaler = fit(column)
+    assert scaler.ends == ((end, None),)
+    found = scaler.scaled_ends()
+    assert found is not None
+    low, _ = found
+    assert (scaler.apply(table(column), 0).values >= low).all()
+    law = scaler.undo(Quantiles(low, low[:, None].expand(1, 3), LEVELS))
+    assert (law.values == end).all() and (law.mean == end).all()

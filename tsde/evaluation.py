@@ -24,8 +24,6 @@ Measure = Literal["crps", "mse"]
 LEVELS = (50, 80, 95)
 """Central intervals, in per cent, whose coverage is measured."""
 _LEAD_BINS = 4
-
-
 _ROUNDING = 1e-5  # a share saved below it is none
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -37,28 +37,21 @@ def ends(rows: NDArray[np.float64]) -> tuple[tuple[float | None, float | None], 
     No rain, no visit, a full scale: such a channel does not go beyond, nor does a constant. None where an end is only
     the farthest so far.
     """
-    columns = (column[~np.isnan(column)] for column in rows.T)
-    return tuple((_end(column, np.min), _end(column, np.max)) for column in columns)
+    columns = [column[~np.isnan(column)] for column in rows.T]
+    return tuple((_end(c, c.min()), _end(c, c.max())) if len(c) >= _RETURNS else (None, None) for c in columns)
 
 
-def _end(column: NDArray[np.float64], farthest: Callable[[NDArray[np.float64]], np.float64]) -> float | None:
-    if len(column) < _RETURNS:
-        return None
-    there = column == farthest(column)
+def _end(column: NDArray[np.float64], farthest: np.float64) -> float | None:
+    there = column == farthest
     comes = np.count_nonzero(there[1:] & ~there[:-1]) + int(there[0])
     often = comes >= _RETURNS and there.mean() >= _OFTEN
-    return float(farthest(column)) if often or there.all() else None
+    return float(farthest) if often or there.all() else None
 
 
-def between_ends(forecast: Quantiles, low: Tensor, high: Tensor, near: Tensor | float = 0.0) -> Quantiles:
-    """Quantiles and mean moved to an end if beyond it, or at most `near` before; all broadcast to the batch shape."""
-
-    def between(x: Tensor, low: Tensor, high: Tensor, near: Tensor) -> Tensor:
-        return torch.where(x > high - near, high, torch.where(x < low + near, low, x))
-
-    near = torch.as_tensor(near)
-    values = between(forecast.values, low[..., None], high[..., None], near[..., None])
-    return Quantiles(between(forecast.mean, low, high, near), values, forecast.levels)
+def between_ends(forecast: Quantiles, low: Tensor, high: Tensor) -> Quantiles:
+    """Quantiles and mean moved to an end where they lie beyond it; ends broadcast to the batch shape."""
+    values = forecast.values.clamp(low[..., None], high[..., None])
+    return Quantiles(forecast.mean.clamp(low, high), values, forecast.levels)
 
 
 def towards_values(forecast: Quantiles, channel: Tensor, values: Sequence[Tensor]) -> Quantiles:

@@ -15,7 +15,6 @@ from tsde.noise import series_keys
 from tsde.series import SeriesSet
 from tsde.table import Table
 
-_ROUNDING = 1e-6  # deviations
 _WINSOR = 20.0  # interquartile ranges from the median: one impossible value must not set a channel's scale
 
 
@@ -84,11 +83,15 @@ class Scaler(BaseModel):
         return tuple(torch.from_numpy(_scaled(np.array(values), *unit)) for values, *unit in channels)
 
     def scaled_ends(self) -> tuple[Tensor, Tensor] | None:
-        """Ends of each channel, `(C,)` each, scaled as `apply` does; far out where it has none. None if none has."""
+        """Ends of each channel, `(C,)` each, scaled as `apply` does; far out where it has none. None if none has.
+
+        Rounded outward, so that `undo`, which keeps to the ends themselves, has them back exactly.
+        """
         if (ends := self._ends()) is None:
             return None
         unit = np.array(self.location), np.array(self.scale)
-        low, high = (torch.from_numpy(_scaled(end, *unit)) for end in ends)
+        outward = np.array([[-np.inf], [np.inf]], np.float32)
+        low, high = torch.from_numpy(np.nextafter(_scaled(ends, *unit), outward))
         return low, high
 
     def _ends(self) -> NDArray[np.float64] | None:
@@ -101,11 +104,8 @@ class Scaler(BaseModel):
         location = torch.tensor(self.location, dtype=torch.float64)
         scale = torch.tensor(self.scale, dtype=torch.float64)
         found = affine(forecast, location, scale)
-        if (ends := self._ends()) is None:
-            return found
-        low, high = torch.from_numpy(ends)
-        near = _ROUNDING * scale  # float32 has left the ends by as much: nobody should read of 1e-6 visits
-        return between_ends(found, low, high, near)
+        ends = self._ends()
+        return found if ends is None else between_ends(found, *torch.from_numpy(ends))
 
 
 def _scaled(
