@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from tasks import Task
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
+from tasks import Task
 from tsde.errors import DataError
 from tsde.model import Forecaster, Loss
 from tsde.models.parts import closed_form_loss, nonnegative_line

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from protocols import BOARDS
 from scoreboard import render
 from tasks import Board, Task
-
 from tsde.config import Experiment, load_experiment
 from tsde.errors import DivergedError, TsdeError
 from tsde.evaluation import Evaluation, Scores, evaluate

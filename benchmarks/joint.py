@@ -11,9 +11,9 @@ import scoringrules
 import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
-from tasks import Task
 from torch import Tensor
 
+from tasks import Task
 from tsde.distribution import Quantiles
 from tsde.metrics import crps_samples, pit
 from tsde.model import Forecaster
@@ -192,11 +192,9 @@ def _at_leads(windows: Sequence[Window], leads: Sequence[float]) -> Iterator[tup
         if not torch.allclose(here[index], torch.tensor(leads, dtype=here.dtype), atol=1e-4):
             raise ValueError(f"expected targets at leads {', '.join(map(str, leads))}, got {here.tolist()}")
         for part in torch.arange(len(window.series)).split(BATCH):
-            context = window.query.context
-            cut = SeriesBatch(*(x[part] for x in _fields(context)))
+            whole = window.query.context
+            cut = SeriesBatch(
+                whole.times[part], whole.values[part], whole.mask[part], whole.key[part], whole.static[part]
+            )
             query = Query(cut, window.query.origins[part], window.query.times[part][..., index])
             yield query, window.values[part, 0][:, index]
-
-
-def _fields(context: SeriesBatch) -> tuple[Tensor, ...]:
-    return context.times, context.values, context.mask, context.key, context.static

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import analog
-import joint
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tasks import Board, Parted, Task, assemble, table_from_grid
 from torch import Tensor
 
+import analog
+import joint
+from tasks import Board, Parted, Task, assemble, table_from_grid
 from tsde.distribution import Empirical
 from tsde.metrics import crps_samples
 from tsde.model import Forecaster, Loss
@@ -80,7 +80,7 @@ def load(data: Path, name: str, fold: int) -> Task:
     1 the joint law of the three channels is scored too: see `joint.py`. The horizon is 1.
     """
     random = np.random.default_rng(fold)
-    clock = np.arange(81) * GRID
+    clock = np.arange(81.0) * GRID
     paths = simulate(drift, random.standard_normal((3, sum(SIZES))), clock, NOISE, random)  # (81, 3, N)
     table = table_from_grid((paths.transpose(2, 0, 1) - LOCATION) / SCALE, clock, ("x", "y", "z"))
     parted = Parted(*np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1]))

@@ -6,13 +6,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import analog
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.io import loadmat
-from tasks import Board, Parted, Task, assemble, require, table_from_grid
 
+import analog
+from tasks import Board, Parted, Task, assemble, require, table_from_grid
 from tsde.errors import DataError
 from tsde.models.parts import INPUT_LIMIT
 from tsde.predictor import Predictor

@@ -6,13 +6,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import lorenz
-import mocap
 import numpy as np
 import pandas as pd
 import torch
-from tasks import Board, Parted, Task, assemble, require, table_from_grid, table_from_rows
 
+import lorenz
+import mocap
+from tasks import Board, Parted, Task, assemble, require, table_from_grid, table_from_rows
 from tsde.scaling import Scaler
 
 

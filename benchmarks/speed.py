@@ -24,6 +24,7 @@ from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,16 +32,17 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks import regularised, usual
+import regularised
+import usual
 from pipelines import forecast
 from pipelines.question import Question
 from tsde.config import Experiment
 from tsde.diffusion import SteeredField, SteeredWeights, diffuse
 from tsde.fitting import fit_predictor
 from tsde.flow import ControlledField, Rotation, Solver, controlled
+from tsde.model import Forecaster
 from tsde.models import MODELS
+from tsde.models.filter import Filter, FilterConfig
 from tsde.models.parts import RecurrentEncoder
 from tsde.path import ControlPath, PathConfig, control_path
 from tsde.predictor import Predictor
@@ -135,7 +137,7 @@ def neural_cde(quick: bool) -> Iterator[Row]:
         return ControlPath(rows[:, 0].to(dtype), steps, None, None, knots, torch.ones(BATCH, LENGTH - 1, dtype=dtype))
 
     def ours(method: str, substeps: int = 1) -> Tensor:
-        return controlled(weights(), path(), start, Solver(method=method, substeps=substeps))[-1]  # type: ignore[arg-type]
+        return controlled(weights(), path(), start, Solver(method=method, substeps=substeps))[-1]
 
     def step(solve: Callable[[], Tensor]) -> Work:
         def work() -> None:
@@ -301,7 +303,7 @@ def lengths(quick: bool) -> Iterator[Row]:
         model = family.model(family.config(), 4)
         for what, origins in (("last", 1), ("8 origins", 8)):
 
-            def work(length: int, origins: int = origins, model: torch.nn.Module = model) -> Work:
+            def work(length: int, origins: int = origins, model: Forecaster = model) -> Work:
                 window = _window(16, length, origins)
 
                 def step() -> None:
@@ -311,13 +313,13 @@ def lengths(quick: bool) -> Iterator[Row]:
                 return step
 
             yield growth(f"{name}, growth with L, {what}", LENGTHS, work, 1 if quick else 3)
-        encoder = getattr(model, "encoder", None) or model.encode
 
-        def every(length: int, encoder: Callable = encoder) -> Work:
+        def every(length: int, model: Any = model) -> Work:
             context = _window(16, length, 1).query.context
+            encode = model.encoder if hasattr(model, "encoder") else model.encode
 
             def step() -> None:
-                states = encoder(context)
+                states = encode(context)
                 (states[1] if isinstance(states, tuple) else states).square().mean().backward()
 
             return step
@@ -341,7 +343,7 @@ def _window(batch: int, length: int, origins: int, targets: int = 8, channels: i
 def dense(quick: bool) -> Iterator[Row]:
     """200 query times per series against 2: one solve over a shared grid, then interpolation."""
     torch.manual_seed(0)
-    model = MODELS["filter"].model(MODELS["filter"].config(), 1).eval()
+    model = Filter(FilterConfig(), 1).eval()
     few, many = (_window(64, LENGTH, 1, targets, channels=1).query for targets in (2, 200))
 
     def ask(query: Query) -> Work:
@@ -388,7 +390,7 @@ def forecasts(quick: bool) -> Iterator[Row]:
             tsde = "from pipelines.cli import app; app()"
             given = "forecast", folder / "model", folder / "table.csv", "--horizon", 1, "--step", step
             script = (
-                "import sys, pathlib; from benchmarks import usual; "
+                "import sys, pathlib, usual; "
                 "usual.forecast_table(*map(pathlib.Path, sys.argv[1:]), paths=100, steps=24)"
             )
             yield against(
@@ -404,7 +406,7 @@ def forecasts(quick: bool) -> Iterator[Row]:
 def _command(program: str, *arguments: object) -> Work:
     """A program run from a shell: in a process of its own that knows nothing of this one's thread."""
     environment = {name: value for name, value in os.environ.items() if name not in WORKER_ENVIRONMENT}
-    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parent)
     words = [sys.executable, "-c", program, *map(str, arguments)]
     return partial(subprocess.run, words, env=environment, check=True, capture_output=True)
 

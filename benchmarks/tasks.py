@@ -154,12 +154,12 @@ def assemble(
     train, validation, calibration, test = (
         whole_series(len(series), part) for part in (parted.train, parted.validation, parted.calibration, parted.test)
     )
-    held_out = (
+    calibrates, tests = (
         windows_at(series, torch.from_numpy(part), cut / horizon, next_rows)
         for part in (parted.calibration, parted.test)
     )
     split = Split((Fold(train, validation),), calibration, test)
-    return Task(table, Parts(scaler, series, split, *held_out, calibration.pieces()))
+    return Task(table, Parts(scaler, series, split, calibrates, tests, calibration.pieces()))
 
 
 def whole_series(count: int, chosen: NDArray[np.int64]) -> Region:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
 import boards
 import protocols
 import scoreboard
 import tasks
-
 from tsde.errors import MissingInputError
 from tsde.evaluation import evaluate
 from tsde.series import SeriesSet

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from scipy.spatial import cKDTree
 from torch.distributions import Normal
 from typer.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
 import analog
 import boards
 import joint
@@ -26,7 +23,6 @@ import mocap
 import scoreboard
 import tasks
 from analog import Analog, Settings
-
 from tsde.config import load_experiment
 from tsde.distribution import Empirical, Quantiles, pool, quantiles, summarise
 from tsde.errors import ConfigError, DataError

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks import speed
+import speed
 
 
 @pytest.mark.parametrize("section", [speed.dense, speed.coefficients])

@@ -22,10 +22,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
 import kills
-
 import pipelines.train
 from pipelines import data
 from pipelines.cli import app
