@@ -18,6 +18,7 @@ from tsde.distribution import Quantiles
 from tsde.metrics import crps_samples, pit
 from tsde.model import Forecaster
 from tsde.models.bend import Bent
+from tsde.models.nearer import Nearer
 from tsde.noise import uniform
 from tsde.predictor import Predictor
 from tsde.series import SeriesBatch
@@ -144,7 +145,9 @@ def draws(predictor: Predictor, query: Query, count: int, neighbours: Neighbours
 
 
 def _family(member: Forecaster) -> Forecaster:
-    return member.family if isinstance(member, Bent) else member
+    while isinstance(member, Bent | Nearer):
+        member = member.family
+    return member
 
 
 def _levels(member: Forecaster, query: Query, count: int, number: int) -> Tensor:

@@ -78,11 +78,11 @@ def test_a_bend_undoes_itself_and_grows() -> None:
     assert (bend.bent(rising).diff(dim=0) > 0).all()
 
 
-def test_bends_do_not_know_a_channels_unit() -> None:
+def test_bends_follow_a_channels_scale() -> None:
     values = kinds()
-    one, other = fitted(values), fitted(7 * values)
-    torch.testing.assert_close(other.width, 7 * one.width)
-    torch.testing.assert_close(other.bent(7 * values)[..., 1:], one.bent(values)[..., 1:], rtol=0, atol=1e-3)
+    one, other = fitted(values), fitted(1.3 * values)
+    torch.testing.assert_close(other.width, 1.3 * one.width)
+    torch.testing.assert_close(other.bent(1.3 * values)[..., 1:], one.bent(values)[..., 1:], rtol=0, atol=1e-3)
 
 
 def test_noise_that_is_the_same_everywhere_is_not_bent() -> None:
@@ -91,6 +91,19 @@ def test_noise_that_is_the_same_everywhere_is_not_bent() -> None:
     levels = torch.randn(60, 1, generator=generator).exp()
     values = levels + 0.5 * torch.randn(60, 30, generator=generator)
     assert fitted(values[..., None]).width.tolist() == [0.0]
+
+
+def countries(spread: float, rise: float = 0.2) -> Tensor:
+    """Sixty series, two of which are larger than all others by `spread` deviations, and all of which grow a little."""
+    generator = torch.Generator().manual_seed(4)
+    level = torch.cat([torch.rand(58, 1, generator=generator), torch.full((2, 1), spread)])
+    noise = 0.05 * torch.randn(60, 30, generator=generator)
+    return (level + noise + rise * torch.linspace(0, 1, 30))[..., None]
+
+
+def test_a_few_series_that_clipping_would_lose_are_reason_enough() -> None:
+    assert fitted(countries(30.0)).width > 0
+    assert fitted(countries(5.0)).width == 0, "as large as a network can see"
 
 
 @pytest.mark.parametrize("values", [torch.zeros(20, 9, 1), (torch.arange(180.0) % 40 == 0).reshape(20, 9, 1)])

@@ -698,7 +698,7 @@ def test_where_nothing_is_known_the_answer_is_the_marginal(predictor: Predictor)
 
 def test_path_kl_of_the_latent_sde_is_its_integral() -> None:
     """A constant control u over the time T has 1/2 |u|^2 T, and a start N(m, 1) has 1/2 |m|^2, per observed target."""
-    model = build_case("latent_sde").family
+    model = build_case("latent_sde").family.family
     assert isinstance(model, LatentSDE)
     asked = window()
     last, moments = model.control[-1], model.initial.moments

@@ -17,6 +17,7 @@ from tsde.models.latent_ode import LatentODE, LatentODEConfig
 from tsde.models.latent_sde import LatentSDE, LatentSDEConfig
 from tsde.models.mean import Mean, MeanConfig
 from tsde.models.mixer import Mixer, MixerConfig
+from tsde.models.nearer import Nearer
 from tsde.models.neural_cde import NeuralCDE, NeuralCDEConfig
 from tsde.models.ridge import Ridge, RidgeConfig
 
@@ -88,6 +89,10 @@ def config_of(family: str) -> type[BaseModel]:
 
 
 def build(config: ModelConfig, channels: int) -> Forecaster:
-    """A fresh model of the configured family; one that learns by steps sees heavy-tailed channels bent."""
+    """A fresh model of the configured family, brought nearer to what it does not see; one that learns by steps sees
+    heavy-tailed channels bent."""
     model = MODELS[config.family].model(config, channels)
-    return Bent(model, channels) if any(parameter.requires_grad for parameter in model.parameters()) else model
+    if isinstance(model, Last | Mean):  # which say the same however far away
+        return model
+    learns = any(parameter.requires_grad for parameter in model.parameters())
+    return Bent(Nearer(model), channels) if learns else Nearer(model)

@@ -15,7 +15,7 @@ _SHORT = 1 / 32  # of a horizon
 def last_observed(query: Query) -> tuple[Tensor, Tensor]:
     """Last value of each channel up to each origin (0 if none) and its age (inf if none), both `(B, K, C)`."""
     index, _ = query.latest
-    value, time = _seen_at(query.context, index)
+    value, time = seen_at(query.context, index)
     age = (query.origins[..., None] - time).clamp(min=0)
     return value, torch.where(index >= 0, age, torch.inf)
 
@@ -27,12 +27,12 @@ def last_and_slope(query: Query) -> tuple[Tensor, Tensor]:
     of a slope, so a small part of a horizon is added to their distance.
     """
     index, before = query.latest
-    (last, end), (first, start) = (_seen_at(query.context, at) for at in (index, before))
+    (last, end), (first, start) = (seen_at(query.context, at) for at in (index, before))
     slope = (clip_values(last) - clip_values(first)) / (end - start + _SHORT)
     return clip_values(last), clip_values(torch.where(before >= 0, slope, 0.0))
 
 
-def _seen_at(context: SeriesBatch, index: Tensor) -> tuple[Tensor, Tensor]:
+def seen_at(context: SeriesBatch, index: Tensor) -> tuple[Tensor, Tensor]:
     """Values in rows `index (B, K, C)`, zero for none, and the rows' times."""
     row = index.clamp(min=0)
     time = context.times[..., None].expand_as(context.mask).gather(1, row)
