@@ -94,7 +94,7 @@ def test_an_origin_knows_nothing_of_what_comes_later() -> None:
 
 @pytest.mark.parametrize("name", ["ridge", "filter", "gru"])
 def test_a_large_series_is_forecast_like_a_small_one(name: str) -> None:
-    """Ten times as large, once it is out of sight: mean and quantiles are ten times those of the series brought near."""
+    """Ten times as large and out of sight: mean and quantiles are ten times those of the series brought near."""
     model, values = family(name), panel()
     values[1, :, 0] += 3 - values[1, -2:, 0].min()
     near, large = values.clone(), values.clone()
