@@ -66,7 +66,8 @@ LAYERS: dict[str, int] = {
     "synthetic": 11,
     "heads": 11,
     "model": 11,
-    "models.bend": 12,
+    "models.bend": 14,
+    "models.nearer": 14,
     "models.parts": 12,
     "models.recent": 13,
     "models.harmonics": 1,
@@ -96,7 +97,18 @@ LAYERS: dict[str, int] = {
 
 SHARED_PARTS = {
     f"tsde.models.{part}"
-    for part in ("bend", "parts", "recent", "harmonics", "cycle", "linear", "components", "horizon", "readout")
+    for part in (
+        "bend",
+        "nearer",
+        "parts",
+        "recent",
+        "harmonics",
+        "cycle",
+        "linear",
+        "components",
+        "horizon",
+        "readout",
+    )
 }
 MLFLOW_FILES = {"pipelines/tracking.py", "pipelines/mlflow_model.py"}
 PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve"}

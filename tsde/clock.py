@@ -45,19 +45,20 @@ class Clock(BaseModel, frozen=True, extra="forbid"):
             if self.kind == "datetime"
             else "the table's times are numbers, so type a number in the same unit, such as 24"
         )
-        match = _DURATION.fullmatch(str(text))
+        said = str(text).removesuffix(".0")  # as it was typed, though a plain number has become a float
+        match = _DURATION.fullmatch(said)
         if match is None:
-            raise UsageError(f"{str(text)!r} is not a length of time; {remedy}")
+            raise UsageError(f"{said!r} is not a length of time; {remedy}")
         word = match[2].lower().removesuffix("s") or match[2].lower()
         unit = _WORDS.get(word, word)
         if self.kind == "number" and unit:
-            raise UsageError(f"{str(text)!r} has the unit {match[2]!r}; {remedy}")
+            raise UsageError(f"{said!r} has the unit {match[2]!r}; {remedy}")
         if self.kind == "datetime" and unit not in _UNITS:
             problem = f"the unit {match[2]!r}, which is unknown" if unit else "no unit"
-            raise UsageError(f"{str(text)!r} has {problem}; the table's times are dates: {remedy}")
+            raise UsageError(f"{said!r} has {problem}; the table's times are dates: {remedy}")
         length = float(match[1]) * _UNITS.get(unit, 1.0)
         if not 0 < length < math.inf:
-            raise UsageError(f"{str(text)!r} is not a finite length above zero; {remedy}")
+            raise UsageError(f"{said!r} is not a finite length above zero; {remedy}")
         return length
 
     def format(self, times: np.ndarray) -> np.ndarray:
