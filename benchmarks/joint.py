@@ -16,9 +16,8 @@ from torch import Tensor
 from tasks import Task
 from tsde.distribution import Quantiles
 from tsde.metrics import crps_samples, pit
-from tsde.model import Forecaster
+from tsde.model import Forecaster, Wrapped
 from tsde.models.bend import Bent
-from tsde.models.nearer import Nearer
 from tsde.noise import uniform
 from tsde.predictor import Predictor
 from tsde.series import SeriesBatch
@@ -145,7 +144,7 @@ def draws(predictor: Predictor, query: Query, count: int, neighbours: Neighbours
 
 
 def _family(member: Forecaster) -> Forecaster:
-    while isinstance(member, Bent | Nearer):
+    while isinstance(member, Wrapped):
         member = member.family
     return member
 

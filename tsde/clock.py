@@ -45,7 +45,7 @@ class Clock(BaseModel, frozen=True, extra="forbid"):
             if self.kind == "datetime"
             else "the table's times are numbers, so type a number in the same unit, such as 24"
         )
-        said = str(text).removesuffix(".0")  # as it was typed, though a plain number has become a float
+        said = text if isinstance(text, str) else str(text).removesuffix(".0")  # as it was typed
         match = _DURATION.fullmatch(said)
         if match is None:
             raise UsageError(f"{said!r} is not a length of time; {remedy}")

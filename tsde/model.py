@@ -78,3 +78,22 @@ class Forecaster(nn.Module, ABC):
     @abstractmethod
     def loss(self, window: Window) -> Loss:
         """The objective on windows whose future is known."""
+
+
+class Wrapped(Forecaster):
+    """A family that is asked and taught in other words than its own, and whose answers are put back into ours."""
+
+    def __init__(self, family: Forecaster):
+        super().__init__()
+        self.family = family
+        self.causal, self.adaptive, self.examples = family.causal, family.adaptive, family.examples
+
+    @abstractmethod
+    def taught(self, window: Window) -> Window:
+        """What the family learns from in place of a window."""
+
+    def prepare(self, windows: Sequence[Window]) -> None:
+        self.family.prepare([self.taught(window) for window in windows])
+
+    def loss(self, window: Window) -> Loss:
+        return self.family.loss(self.taught(window))

@@ -92,7 +92,7 @@ def build(config: ModelConfig, channels: int) -> Forecaster:
     """A fresh model of the configured family, brought nearer to what it does not see; one that learns by steps sees
     heavy-tailed channels bent."""
     model = MODELS[config.family].model(config, channels)
-    if isinstance(model, Last | Mean):  # which say the same however far away
+    if model.literal:  # it says the same however far away
         return model
     learns = any(parameter.requires_grad for parameter in model.parameters())
     return Bent(Nearer(model), channels) if learns else Nearer(model)

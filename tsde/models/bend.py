@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from tsde.distribution import Quantiles, summarise
 from tsde.metrics import crps_quantiles
-from tsde.model import Forecaster, Loss
+from tsde.model import Forecaster, Wrapped
 from tsde.models.recent import last_observed
 from tsde.windows import Query, Window
 
@@ -58,8 +58,10 @@ class Bend(nn.Module):
 
     def fit(self, windows: Sequence[Window]) -> None:
         """Which channels are bent, and how, by the windows' targets and what was known before."""
+        pairs, channels = zip(*(_pairs(window) for window in windows), strict=True)
+        every, owner = torch.cat(pairs, 1), torch.cat(channels)
         for channel in range(len(self.xi)):
-            before, after = torch.cat([_pairs(window, channel) for window in windows], 1)
+            before, after = every[:, owner == channel]
             step = -(-len(after) // _MOST)
             found = _fitted(before[::step].double(), after[::step].double()) if len(after) >= _FEWEST else None
             if found is not None:
@@ -86,7 +88,7 @@ class Bend(nn.Module):
         return torch.where(self.width[channel] > 0, self.xi[channel] + self.width[channel] * torch.sinh(turned), u)
 
 
-class Bent(Forecaster):
+class Bent(Wrapped):
     """A family that sees heavy-tailed channels bent, and whose forecasts are straightened: quantiles exactly.
 
     A mean does not follow from a bent one. What the family calls its mean is trained by the squared error of the
@@ -95,13 +97,12 @@ class Bent(Forecaster):
     """
 
     def __init__(self, family: Forecaster, channels: int):
-        super().__init__()
-        self.family, self.bend = family, Bend(channels)
-        self.causal, self.adaptive, self.examples = family.causal, family.adaptive, family.examples
+        super().__init__(family)
+        self.bend = Bend(channels)
 
     def prepare(self, windows: Sequence[Window]) -> None:
         self.bend.fit(windows)
-        self.family.prepare([self._window(window) for window in windows])
+        super().prepare(windows)
 
     def forward(self, query: Query) -> Distribution:
         law = self.family(self.seen(query))
@@ -111,27 +112,24 @@ class Bent(Forecaster):
         values = self.bend.straight(law.values, channel[:, None])
         return Quantiles(self.bend.straight(law.mean, channel), values, law.levels)
 
-    def loss(self, window: Window) -> Loss:
-        return self.family.loss(self._window(window))
-
     def seen(self, query: Query) -> Query:
         """The same question, as the family sees it."""
         if not self.bend.active:
             return query
         return replace(query, context=replace(query.context, values=self.bend.bent(query.context.values)))
 
-    def _window(self, window: Window) -> Window:
+    def taught(self, window: Window) -> Window:
         if not self.bend.active:
             return window
         query, values = self.seen(window.query), self.bend.bent(window.values)
         return replace(window, query=query, values=values, straight=self.bend.straight)
 
 
-def _pairs(window: Window, channel: int) -> Tensor:
-    """A channel's targets and, before each, the last value at its origin, `(2, N)`."""
-    value, age = (x[..., channel, None] for x in last_observed(window.query))
-    target = window.values[..., channel]
-    return torch.stack([value.expand_as(target), target])[:, window.mask[..., channel] & torch.isfinite(age)]
+def _pairs(window: Window) -> tuple[Tensor, Tensor]:
+    """Targets and, before each, its channel's last value at the origin, `(2, N)`; and their channels, `(N,)`."""
+    value, age = (x[:, :, None] for x in last_observed(window.query))
+    known = window.mask & torch.isfinite(age)
+    return torch.stack([value.expand_as(window.values), window.values])[:, known], known.nonzero()[:, -1]
 
 
 def _fitted(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from tsde.distribution import Quantiles, summarise
-from tsde.model import Forecaster, Loss
+from tsde.distribution import Quantiles, affine, summarise
+from tsde.model import Wrapped
 from tsde.models.parts import INPUT_LIMIT
 from tsde.models.recent import seen_at
 from tsde.windows import Query, Window
@@ -19,7 +18,7 @@ _LATEST = 8  # observations that tell where a channel is
 _NEAR = INPUT_LIMIT / 2
 
 
-class Nearer(Forecaster):
+class Nearer(Wrapped):
     """A family that sees values up to six deviations, and series beyond them too.
 
     A channel of a series is far if its latest observations, eight of them or as many as there are but two at least,
@@ -31,33 +30,19 @@ class Nearer(Forecaster):
     Nothing is learnt from targets that are far: their contexts say nothing about them.
     """
 
-    def __init__(self, family: Forecaster):
-        super().__init__()
-        self.family = family
-        self.causal, self.adaptive, self.examples = family.causal, family.adaptive, family.examples
-        self.literal = family.literal
-
-    def prepare(self, windows: Sequence[Window]) -> None:
-        self.family.prepare([_learnt(window) for window in windows])
-
     def forward(self, query: Query) -> Distribution:
-        law, factor = self.family(query), far(query)
+        factor = far(query)
         if factor is None:
-            return law
-        law = summarise(law)
-        mean, values = law.mean.clone(), law.values.clone()
-        for origin, own in enumerate(factor.unbind(1)):  # (B, C)
-            rows = (own != 1).any(-1)
-            if rows.any():
-                # all rows, though few are far: in batches of other shapes products round otherwise
-                context = replace(query.context, values=query.context.values / own[:, None])
-                found = summarise(self.family(replace(query, context=context)))
-                mean[rows, origin] = found.mean[rows, origin] * own[rows, None]
-                values[rows, origin] = found.values[rows, origin] * own[rows, None, :, None]
-        return Quantiles(mean, values, law.levels)
+            return self.family(query)
+        alone, own = query.per_origin(), factor.flatten(0, 1)[:, None]  # each origin sees the series from its own place
+        context = replace(alone.context, values=alone.context.values / own)
+        law = affine(summarise(self.family(replace(alone, context=context))), torch.zeros(()), own[:, None])
+        shape = *query.times.shape, own.shape[-1]
+        return Quantiles(law.mean.reshape(shape), law.values.reshape(*shape, -1), law.levels)
 
-    def loss(self, window: Window) -> Loss:
-        return self.family.loss(_learnt(window))
+    def taught(self, window: Window) -> Window:
+        factor = far(window.query)
+        return window if factor is None else replace(window, mask=window.mask & (factor == 1)[:, :, None])
 
 
 def far(query: Query) -> Tensor | None:
@@ -75,8 +60,3 @@ def far(query: Query) -> Tensor | None:
         enough = seen - ended >= seen.clamp(2, _LATEST)
         factor = torch.where(enough, torch.minimum(last, before) / _NEAR, factor)
     return None if (factor == 1).all() else factor
-
-
-def _learnt(window: Window) -> Window:
-    factor = far(window.query)
-    return window if factor is None else replace(window, mask=window.mask & (factor == 1)[:, :, None])
