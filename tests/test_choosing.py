@@ -160,10 +160,25 @@ def test_the_linear_route_knows_how_far_off_it_is_on_other_series() -> None:
     assert float((sum(expected) / sum(misses)).sqrt()) == pytest.approx(1, abs=0.15)
 
 
+def test_the_linear_route_of_a_random_walk_is_its_last_value() -> None:
+    def walked(size: float) -> list[Window]:
+        lasts = [RecentValues()(w.query)[0][:, :, None, :, 0].expand_as(w.values) for w in windows()]
+        noise = torch.Generator().manual_seed(1)
+        moved = [last + size * torch.randn(last.shape, generator=noise) for last in lasts]
+        return [
+            Window(w.query, values, torch.ones_like(w.mask), w.series)
+            for w, values in zip(windows(), moved, strict=True)
+        ]
+
+    route = fitted(walked(1.0))
+    off = torch.cat([(answers(route, w.query) - w.values).flatten() for w in walked(0.0)])
+    assert float(off.square().mean().sqrt()) < 0.02
+
+
 def test_in_training_the_linear_route_answers_by_weights_that_have_not_seen_the_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tsde.models.linear._PENALTIES", (1.0,))  # the only thing that all answers choose
+    monkeypatch.setattr("tsde.models.linear._PENALTIES", (1.0,))  # all answers choose the penalty
     known = noisy(0.1)
     own = [w.query.fold == known[0].query.fold[0, 0] for w in known]
     other = [replace(w, values=w.values + 5.0 * mine[..., None, None]) for w, mine in zip(known, own, strict=True)]

@@ -12,7 +12,7 @@ from tsde.models.cycle import Cycle
 from tsde.models.parts import line_sums, nonnegative_line
 from tsde.windows import FOLDS, Query, Window
 
-_PENALTIES = (1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2, 1e-3)  # the strongest first: it is taken where folds tell nothing
+_PENALTIES = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2, 1e-3)  # strongest first: so it is where folds tell nothing
 _FARTHEST = 2.0  # horizons: beyond, a line in the lead time is not followed any further
 _MOVING = 7 + PHASES
 _OFFSETS = (3.0, 12.0)  # per horizon: how fast the distance from a cycle is forgotten
@@ -23,11 +23,14 @@ class LinearRoute(nn.Module):
 
     phi holds the channel's own recent past, every channel's last value and presence, the channel's last value, mean
     and one times functions of the lead, where in the calendar's cycles the time lies, and, with `harmonics`, where a
-    cycle of the series' own (`Cycle`) takes the channel and the distance from it at the origin, fading. Groups of
-    origins (`tsde.windows.Origins`) form five folds. The errors of each fold under weights from the other four choose
-    the penalty of each channel, in observations, and give a, b >= 0 by least squares. In training mode a row is
-    answered by the weights, and the cycle, that have not seen its fold: what is learnt on top must not trust the
-    regression more than on new series (stacking, Wolpert 1992).
+    cycle of the series' own (`Cycle`) takes the channel and the distance from it at the origin, fading. Penalised is
+    |w_c - s u_c|^2, where u_c . phi_c is the channel's last value and s zero or one: small weights lead back to the
+    mean of training, where prices and populations never go.
+
+    Groups of origins (`tsde.windows.Origins`) form five folds. The errors of each fold under weights from the other
+    four choose s and the penalty of each channel, in observations, and give a, b >= 0 by least squares. In training
+    mode a row is answered by the weights, and the cycle, that have not seen its fold: what is learnt on top must not
+    trust the regression more than on new series (stacking, Wolpert 1992).
     """
 
     weight: Tensor
@@ -73,8 +76,8 @@ class LinearRoute(nn.Module):
                 part = joint[fold == number].flatten(0, 1).transpose(0, 1).double()  # (C, N, P + 1)
                 moments[number] += part.transpose(1, 2) @ part
         every, channel = moments.sum(0), torch.arange(channels)
-        without = [_ridges(every - part) for part in moments]  # of each fold, (penalties, C, P)
-        excess = [_excess(weights, part) for weights, part in zip(without, moments, strict=True)]  # (penalties, C)
+        without = [_ridges(every - part) for part in moments]  # of each fold, (choices, C, P)
+        excess = [_excess(weights, part) for weights, part in zip(without, moments, strict=True)]  # (choices, C)
         best = torch.stack(excess).sum(0).argmin(0)
         self.others[:] = torch.stack([weights[best, channel] for weights in without]).float()
         self.weight[:] = _ridges(every)[best, channel].float()
@@ -130,10 +133,13 @@ def _features(summary: Tensor, query: Query) -> Tensor:
 
 
 def _ridges(moments: Tensor) -> Tensor:
-    """Weights `(penalties, C, P)` from joint second moments `(C, P + 1, P + 1)`; a penalty counts observations."""
-    gram, cross = moments[:, :-1, :-1], moments[:, :-1, -1]
+    """Weights `(2 penalties, C, P)` from joint second moments `(C, P + 1, P + 1)`, those near zero first; a penalty
+    counts observations."""
+    gram, cross = moments[:, :-1, :-1], moments[:, :-1, -1:]
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
-    return torch.stack([torch.linalg.solve(gram + (penalty + 1e-6) * eye, cross) for penalty in _PENALTIES])
+    last = eye[:, :1].expand_as(cross)  # phi begins with it
+    both = [torch.linalg.solve(gram + (p + 1e-6) * eye, torch.cat([cross, cross + p * last], -1)) for p in _PENALTIES]
+    return torch.stack(both).movedim(-1, 0).flatten(0, 1)
 
 
 def _excess(weight: Tensor, moments: Tensor) -> Tensor:
