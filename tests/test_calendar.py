@@ -36,17 +36,31 @@ def test_cycles_must_be_seen_whole_and_twice() -> None:
     assert seen(np.zeros(0)) == seen(np.zeros(5)) == ()
 
 
-def test_phases_repeat_after_a_cycle_and_are_zero_without_one() -> None:
-    times = torch.rand(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 40 * YEAR
-    lengths = periods(("day", "year"), unit=3600.0)
-    found = phases(times / 3600, lengths)
-    assert found.shape == (5, 3, PHASES) and found.dtype == torch.float32
-    day, week, year = found.split(4, -1)
-    assert not week.any()
-    assert torch.allclose(day, phases((times + 12 * DAY) / 3600, lengths)[..., :4], atol=2e-5)
-    assert torch.allclose(year, phases((times + 3 * YEAR) / 3600, lengths)[..., 8:], atol=2e-5)
-    assert torch.allclose(year[..., 0], torch.sin(2 * math.pi * times / YEAR).float(), atol=1e-4)
-    assert not phases(times, periods((), 1.0)).any()
+def waves(times: torch.Tensor, length: float, count: int) -> torch.Tensor:
+    angle = 2 * math.pi * times[..., None] / length * torch.arange(1, count + 1)
+    return torch.cat([angle.sin(), angle.cos() - 1], -1).float()
+
+
+def test_phases_say_where_times_and_origins_lie() -> None:
+    times = torch.rand(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 4 * YEAR
+    origins = times[:, 0] - DAY / 3
+    found = phases(times / 3600, origins / 3600, periods(("day", "week", "year"), unit=3600.0))
+    assert found is not None and found.shape == (5, 3, PHASES) and found.dtype == torch.float32
+    day, week, year, products, asked = found.split([8, 4, 4, 32, 4], -1)
+    assert torch.allclose(day, waves(times, DAY, 4), atol=1e-4)
+    assert torch.allclose(week, waves(times, 7 * DAY, 2), atol=1e-4)
+    assert torch.allclose(year, waves(times, YEAR, 2), atol=1e-4)
+    assert torch.allclose(products, (day[..., :, None] * week[..., None, :]).flatten(-2), atol=1e-6)
+    assert torch.allclose(asked, waves(origins, DAY, 2)[:, None].expand(5, 3, 4), atol=1e-4)
+
+
+def test_cycles_left_out_say_nothing() -> None:
+    times, origins = torch.rand(5, 3, dtype=torch.float64) * YEAR, torch.zeros(5, dtype=torch.float64)
+    found = phases(times, origins, periods(("day", "year"), 1.0))
+    assert found is not None
+    day, week, year, products, _ = found.split([8, 4, 4, 32, 4], -1)
+    assert day.any() and year.any() and not week.any() and not products.any()
+    assert phases(times, origins, periods((), 1.0)) is None
 
 
 def seasonal(series: int = 40, rows: int = 60) -> pd.DataFrame:
@@ -77,6 +91,37 @@ def by_calendar() -> dict[bool, float]:
 def test_a_seasonal_channel_is_forecast_better_with_the_calendar(by_calendar: dict[bool, float]) -> None:
     assert by_calendar[True] < 0.5 * by_calendar[False]
     assert by_calendar[True] < 0.06  # in squared deviations; the noise alone is 0.02
+
+
+def working() -> pd.DataFrame:
+    """Eight weeks at random times, of which only working days have a noon; levels change over some days."""
+    rng = np.random.default_rng(0)
+    times = np.sort(rng.uniform(0, 56 * DAY, (30, 300)), 1)
+    level = np.stack([np.interp(row, np.arange(0, 60 * DAY, 4 * DAY), rng.normal(size=15)) for row in times])
+    works = (times // DAY + 3) % 7 < 5  # 1970 began on a Thursday
+    values = level + 2 * works * np.cos(2 * math.pi * times / DAY) + 0.1 * rng.normal(size=times.shape)
+    stamps = pd.to_datetime(times.ravel(), unit="s").floor("s")
+    return pd.DataFrame({"unique_id": np.repeat(np.arange(30), 300), "ds": stamps, "x": values.ravel()})
+
+
+@pytest.mark.parametrize(("unknown", "factor"), [((16, 48), 2.5), ((48, 52), 1.1)], ids=["products", "origins"])
+def test_each_part_of_the_phases_tells_of_working_days(
+    unknown: tuple[int, int], factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def blind(times: torch.Tensor, origins: torch.Tensor, periods: torch.Tensor) -> torch.Tensor:
+        found = phases(times, origins, periods)
+        assert found is not None
+        found[..., slice(*unknown)] = 0
+        return found
+
+    experiment = load_experiment(None, ["train.members=1"], horizon="12h", model={"family": "ridge"})
+    errors = []
+    for seen in (phases, blind):
+        monkeypatch.setattr("tsde.windows.phases", seen)
+        fitted = fit_predictor(read_table(working()), experiment)
+        residuals = fitted.predictor.residuals(fitted.test)
+        errors.append(float((residuals.forecast.mean - residuals.value).square().mean()))
+    assert errors[0] < 0.1 and errors[1] > factor * errors[0]
 
 
 def test_the_calendar_is_saved_and_asked_at_the_query_times(tmp_path) -> None:

@@ -179,6 +179,7 @@ def test_in_training_the_linear_route_answers_by_weights_that_have_not_seen_the_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tsde.models.linear._PENALTIES", (1.0,))  # all answers choose the penalty
+    monkeypatch.setattr("tsde.models.linear._STRONGER", ())
     known = noisy(0.1)
     own = [w.query.fold == known[0].query.fold[0, 0] for w in known]
     other = [replace(w, values=w.values + 5.0 * mine[..., None, None]) for w, mine in zip(known, own, strict=True)]

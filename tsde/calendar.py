@@ -16,9 +16,17 @@ Cycle = Literal["day", "week", "year"]
 CYCLES: dict[Cycle, float] = {"day": 86400.0, "week": 604800.0, "year": 31556952.0}
 """Lengths in seconds; the year is the mean one of the Gregorian calendar."""
 
-_HARMONICS = 2
-PHASES = 2 * _HARMONICS * len(CYCLES)
-"""Numbers that say where in all cycles a time lies."""
+_HARMONICS: dict[Cycle, int] = {"day": 4, "week": 2, "year": 2}
+_DAY, _WEEK = (2 * _HARMONICS[cycle] for cycle in ("day", "week"))
+
+PLAIN = 2 * sum(_HARMONICS.values())
+"""Numbers that say where in each cycle by itself a time lies."""
+
+ORIGIN = 4
+"""Numbers that say where in the day an origin lies."""
+
+PHASES = PLAIN + _DAY * _WEEK + ORIGIN
+"""All numbers of `phases`."""
 
 _PARTS = 8  # of a cycle, each of which must have been seen
 
@@ -49,17 +57,27 @@ def periods(cycles: Collection[Cycle], unit: float) -> Tensor:
     return torch.tensor(lengths, dtype=torch.float64)
 
 
-def phases(times: Tensor, periods: Tensor) -> Tensor:
-    """sin(k theta) and cos(k theta) - 1 for k = 1, 2 of each cycle, theta = 2 pi t / period.
+def phases(times: Tensor, origins: Tensor, periods: Tensor) -> Tensor | None:
+    """Where in the cycles times lie, and where in the day they are asked: sin(k theta) and cos(k theta) - 1 with
+    theta = 2 pi t / period, for k up to 4 of the day and up to 2 of the week and of the year; the products of the day's
+    with the week's, for a Sunday's morning is not a Monday's; and those of the origins' days up to k = 2, for what a
+    last value says of the next depends on its hour.
 
     Args:
-        times: `(...)` float64. periods: `(3,)`, from `periods`; an infinite one gives zeros.
+        times: `(..., H)` float64. origins: `(...)` float64. periods: `(3,)`, from `periods`; an infinite one gives
+            zeros.
 
     Returns:
-        `(..., 12)` float32.
+        `(..., H, 52)` float32, the plain ones first and the origins' last; None if all periods are infinite.
     """
-    if torch.isinf(periods).all():  # the usual case, in training and forecasts alike
-        return times.new_zeros(*times.shape, PHASES, dtype=torch.float32)
-    turn = times[..., None] / periods
-    angle = (2 * math.pi * (turn - turn.floor()))[..., None] * torch.arange(1, _HARMONICS + 1)
-    return torch.cat([angle.sin(), angle.cos() - 1], -1).flatten(-2).float()
+    if torch.isinf(periods).all():
+        return None
+    day, week, year = (_waves(times / p, count) for p, count in zip(periods, _HARMONICS.values(), strict=True))
+    products = (day[..., :, None] * week[..., None, :]).flatten(-2)
+    asked = _waves(origins / periods[0], ORIGIN // 2)[..., None, :].expand(*times.shape, -1)
+    return torch.cat([day, week, year, products, asked], -1).float()
+
+
+def _waves(turns: Tensor, count: int) -> Tensor:
+    angle = (2 * math.pi * (turns - turns.floor()))[..., None] * torch.arange(1, count + 1)
+    return torch.cat([angle.sin(), angle.cos() - 1], -1)

@@ -94,4 +94,5 @@ def _query(
     batch = series.pad(start, last, chosen, reference, length)
     lead = (times[slot] - reference[:, None]).float().clamp(max=MAX_LEAD)
     moments = times[slot].minimum(reference[:, None] + MAX_LEAD)
-    return Query(batch, torch.zeros(rows, 1), lead[:, None], phases(moments, series.periods)[:, None])
+    calendar = phases(moments[:, None], reference[:, None], series.periods)
+    return Query(batch, torch.zeros(rows, 1), lead[:, None], calendar)

@@ -34,7 +34,8 @@ class Query:
         context: rows up to the last origin; a forecast from an earlier origin must not use the rows after it.
         origins: `(B, K)`, times of rows of the context.
         times: `(B, K, H)`, on the same clock.
-        calendar: `(B, K, H, 12)`, where in the calendar's cycles the query times lie; None where there are none.
+        calendar: `(B, K, H, 52)`, where in the calendar's cycles the query times and origins lie, as
+            `tsde.calendar.phases` gives it; None where there are none.
         group: `(B, K)` int64, equal for origins whose answers tell of each other's: see `Origins`.
         folds: `(B, K)` int64, likewise; by the groups where nothing is said.
     """
@@ -53,7 +54,7 @@ class Query:
 
     @property
     def phases(self) -> Tensor:
-        """`(B, K, H, 12)`: the calendar, zeros where there is none."""
+        """`(B, K, H, 52)`: the calendar, zeros where there is none."""
         return self.times.new_zeros(*self.times.shape, PHASES) if self.calendar is None else self.calendar
 
     @property
@@ -90,7 +91,8 @@ class Query:
         cut = SeriesBatch(
             times.minimum(origins), repeat(context.values), mask, repeat(context.key), repeat(context.static)
         )
-        times, calendar = self.times.flatten(0, 1)[:, None], self.phases.flatten(0, 1)[:, None]
+        times = self.times.flatten(0, 1)[:, None]
+        calendar = None if self.calendar is None else self.calendar.flatten(0, 1)[:, None]
         return Query(cut, origins, times, calendar, self.groups.reshape(-1, 1), self.fold.reshape(-1, 1))
 
 
@@ -408,7 +410,7 @@ def _cut(
         context,
         (data.times[row] - reference[:, None]).float(),
         (data.times[target] - reference[:, None, None]).float(),
-        phases(data.times[target], data.periods),
+        phases(data.times[target], data.times[row], data.periods),
         origins.group[which],
         origins.fold[which],
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from tsde import trees
-from tsde.calendar import PHASES
+from tsde.calendar import PLAIN
 from tsde.distribution import GRID, Quantiles
 from tsde.model import Forecaster, Loss
 from tsde.models.parts import clip_values, closed_form_loss
@@ -69,7 +69,7 @@ class Boosting(Forecaster):
         super().__init__()
         self.config, self.channels = config, channels
         self.examples = max(Forecaster.examples, config.cells // (10 * channels))  # a third of 32 targets is observed
-        self.features = 4 + _RATES + RecentValues.size + 2 * channels + PHASES
+        self.features = 4 + _RATES + RecentValues.size + 2 * channels + PLAIN
         self.seed = int(torch.randint(2**31 - 1, ()))
         self.recent = RecentValues()
         self._take(trees.constants([0.0, *torch.special.ndtri(torch.tensor(LEVELS)).tolist()], self.features).encode())
@@ -152,7 +152,8 @@ class Boosting(Forecaster):
         rise = own[:, _SLOPES] * lead.new_tensor(RecentValues.RATES) * lead[:, None]
         moving = torch.stack([c.float(), lead, age[b, k, c] + lead, last], -1)
         everyone = torch.cat([value, age], -1)[b, k]
-        return torch.cat([moving, last[:, None] + clip_values(rise), own, everyone, query.phases[b, k, h]], -1)
+        plain = query.phases[b, k, h, :PLAIN]
+        return torch.cat([moving, last[:, None] + clip_values(rise), own, everyone, plain], -1)
 
     def forward(self, query: Query) -> Distribution:
         cells = torch.ones(*query.times.shape, self.channels, dtype=torch.bool)
