@@ -80,7 +80,8 @@ class LinearRoute(nn.Module):
                 moments[number] += part.transpose(1, 2) @ part
         every, channel = moments.sum(0), torch.arange(channels)
         fine = _fine(size, returning[0].shape[-1])
-        told = [~fine, torch.ones_like(fine)] if every.diagonal(dim1=1, dim2=2)[:, :-1][:, fine].any() else [~fine]
+        dated = any(window.query.calendar is not None for window in windows)
+        told = [~fine, torch.ones_like(fine)] if dated else [~fine]
         without = [_ridges(every - part, told) for part in moments]  # of each fold, (choices, C, P)
         excess = [_excess(weights, part) for weights, part in zip(without, moments, strict=True)]  # (choices, C)
         best = torch.stack(excess).sum(0).argmin(0)
