@@ -162,7 +162,7 @@ def average(members: Sequence[Quantiles]) -> Quantiles:
     return Quantiles(mean, values, members[0].levels)
 
 
-def blend(forecast: Distribution, simple: Normal, trust: Tensor) -> Quantiles:
+def blend(forecast: Distribution, simple: Distribution, trust: Tensor) -> Quantiles:
     """A weighted `average` of two, on the levels of the first if it has some: `trust (2,)` is the weight of its mean
     and that of its quantile function, the rest is the other's."""
     law = forecast if isinstance(forecast, Quantiles) else summarise(forecast)

@@ -1,4 +1,4 @@
-"""Ridge regression on summaries of the context: the baseline's forecast, and a route of every neural readout."""
+"""Ridge regression and the law of what it leaves: the baseline's forecast, and a route of every neural readout."""
 
 from __future__ import annotations
 
@@ -7,38 +7,41 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tsde.calendar import ORIGIN, PHASES, PLAIN
+from tsde.distribution import GRID, Quantiles
 from tsde.models.cycle import Cycle
 from tsde.models.parts import line_sums, nonnegative_line
-from tsde.windows import FOLDS, Query, Window
+from tsde.models.regression import Regression, Regressors
+from tsde.windows import Query, Window
 
 _PENALTIES = (1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2, 1e-3)  # the strongest first: it is taken where folds tell nothing
 _STRONGER = (1e5, 1e4)  # near the last value only: near zero a context would be read no more
-_FARTHEST = 2.0  # horizons: beyond, a line in the lead time is not followed any further
-_LINES = 7  # functions of the lead alone
-_CALENDAR = PHASES + ORIGIN
+_OF_SPREAD = (1e12, 1e4, 1e3, 1e2, 1e1)  # of the first nothing is left
 _OFFSETS = (3.0, 12.0)  # per horizon: how fast the distance from a cycle is forgotten
+_LARGEST = 10.0  # deviations of an error, for the sake of its spread
+_SMALLEST, _LARGEST_RATIO = 0.2, 5.0  # of a spread to the usual one
+_BINS = 8  # of means, each with a law of errors
+_FEW = 25  # errors per bin
 
 
 class LinearRoute(nn.Module):
-    """x_c(t) = w_c . phi_c + e, Var e = a_c + b_c lead: one ridge regression per channel, fitted in closed form.
+    """x_c(t) = w_c . phi_c + s_c e, by one ridge regression per channel for the mean and one for the spread.
 
-    phi holds the channel's own recent past, every channel's last value and presence, the channel's last value, mean
-    and one times functions of the lead, where in the calendar's cycles the time and the origin lie, and, with
-    `harmonics`, where a cycle of the series' own (`Cycle`) takes the channel and the distance from it at the origin,
-    fading. Penalised is |w_c - s u_c|^2, where u_c . phi_c is the channel's last value and s zero or one: small weights
-    lead back to the mean of training, where prices and populations never go.
+    phi is that of `tsde.models.regression`, and, with `harmonics`, where a cycle of the series' own (`Cycle`) takes the
+    channel and the distance from it at the origin, fading. Penalised is |w_c - u_c|^2, where u_c . phi_c is the
+    channel's last value, or |w_c|^2, whichever folds prefer: small weights lead back to the mean of training, where
+    prices and populations never go.
 
-    Groups of origins (`tsde.windows.Origins`) form five folds. The errors of each fold under weights from the other
-    four choose, for each channel, s, the penalty in observations, and whether phi holds more of the calendar than each
-    cycle by itself; and they give a, b >= 0 by least squares. In training mode a row is answered by the weights, and
-    the cycle, that have not seen its fold: what is learnt on top must not trust the regression more than on new series
-    (stacking, Wolpert 1992).
+    The errors of each fold under weights from the others tell the rest. Their squares follow a_c + b_c lead with a,
+    b >= 0, by least squares; in units of that root their absolute values are regressed on phi (Glejser 1969), and s is
+    the product of both. What is left, e, has a law by the mean: in each of eight bins of means its quantiles, linear
+    in between (in the spirit of Walz et al. 2024, "Easy uncertainty quantification"). Rain is skewed where little is
+    forecast, and nearly symmetric where much is.
     """
 
-    weight: Tensor
-    others: Tensor
     variance: Tensor
+    usual: Tensor
+    knots: Tensor
+    shape: Tensor
 
     def __init__(self, channels: int, summary: int, harmonics: int | None = None):
         """
@@ -48,133 +51,81 @@ class LinearRoute(nn.Module):
         """
         super().__init__()
         self.cycle = Cycle(channels, harmonics) if harmonics else None
-        size = summary + 2 * channels + _LINES + _CALENDAR + (1 + len(_OFFSETS) if harmonics else 0)
-        self.register_buffer("weight", torch.zeros(channels, size))
-        self.register_buffer("others", torch.zeros(FOLDS, channels, size), persistent=False)
+        further = 1 + len(_OFFSETS) if harmonics else 0
+        self.level = Regression(channels, summary, further)
+        self.spread = Regression(channels, summary, further)
         self.register_buffer("variance", torch.tensor([[1.0], [0.0]]).repeat(1, channels))  # (2, C): a, b
+        self.register_buffer("usual", torch.ones(channels))  # mean of |error| in units of its root
+        self.register_buffer("knots", torch.zeros(channels, _BINS))
+        self.register_buffer("shape", torch.special.ndtri(torch.tensor(GRID)).repeat(channels, _BINS, 1))
 
     def forward(self, summary: Tensor, query: Query) -> Tensor:
-        """`summary (B, K, C, F)` as `RecentValues` gives it -> means `(B, K, H, C)`."""
-        weight = self.others[query.fold] if self.training else self.weight
-        return _line(summary, query, self._returning(summary, query, self.training), weight)
+        """`summary (B, K, C, F)` as `RecentValues` gives it -> means `(B, K, H, C)`; in training mode by weights, and
+        a cycle, that have not seen the row's fold."""
+        return self.level(self._regressors(summary, query, self.training))
+
+    def law(self, summary: Tensor, query: Query, mean: Tensor) -> Quantiles:
+        """The law around these means, on `tsde.distribution.GRID`."""
+        ratio = self._ratio(self.spread(self._regressors(summary, query, self.training)))
+        unit = ratio * self.deviation(query.lead)
+        left = (mean[..., None] > self.knots[:, 1:-1]).sum(-1)  # the bin below, (B, K, H, C)
+        place = left + _BINS * torch.arange(len(self.usual), device=left.device)
+        start, end = (self.knots.flatten()[at] for at in (place, place + 1))
+        share = ((mean - start) / (end - start).clamp(min=1e-9)).clamp(0, 1)[..., None]
+        shape = self.shape.flatten(0, 1)
+        shape = torch.lerp(shape[place], shape[place + 1], share)
+        return Quantiles(mean, torch.addcmul(mean[..., None], unit[..., None], shape), mean.new_tensor(GRID))
 
     def deviation(self, lead: Tensor) -> Tensor:
-        """Standard deviation of e at `lead (...)`: `(..., C)`."""
+        """Standard deviation of errors at `lead (...)`, whatever else is known: `(..., C)`."""
         level, slope = self.variance
         return (level + slope * lead[..., None]).clamp(min=1e-6).sqrt()
 
     def fit(self, summaries: Sequence[Tensor], windows: Sequence[Window]) -> None:
-        """Weights and variance from the windows' observed targets, clipped at ten standard deviations."""
+        """All of it from the windows' observed targets, clipped at ten standard deviations."""
         if self.cycle is not None:
             self.cycle.fit(windows)
-        pairs = list(zip(summaries, windows, strict=True))
-        returning = [self._returning(summary, window.query, apart=True) for summary, window in pairs]
-        channels, size = self.weight.shape
-        moments = torch.zeros(FOLDS, channels, size + 1, size + 1, dtype=torch.float64)
-        for (summary, window), own in zip(pairs, returning, strict=True):
-            targets = window.values.clamp(-10, 10)[..., None]
-            joint = torch.cat([_features(summary, window.query), own, targets], -1)
-            joint, fold = torch.where(window.mask[..., None], joint, 0.0), window.query.fold
-            for number in range(FOLDS):
-                part = joint[fold == number].flatten(0, 1).transpose(0, 1).double()  # (C, N, P + 1)
-                moments[number] += part.transpose(1, 2) @ part
-        every, channel = moments.sum(0), torch.arange(channels)
-        fine = _fine(size, returning[0].shape[-1])
-        dated = any(window.query.calendar is not None for window in windows)
-        told = [~fine, torch.ones_like(fine)] if dated else [~fine]
-        without = [_ridges(every - part, told) for part in moments]  # of each fold, (choices, C, P)
-        excess = [_excess(weights, part) for weights, part in zip(without, moments, strict=True)]  # (choices, C)
-        best = torch.stack(excess).sum(0).argmin(0)
-        self.others[:] = torch.stack([weights[best, channel] for weights in without]).float()
-        self.weight[:] = _ridges(every, told)[best, channel].float()
-        sums = torch.zeros(5, channels, dtype=torch.float64)
-        for (summary, window), own in zip(pairs, returning, strict=True):
-            square = (window.values - _line(summary, window.query, own, self.others[window.query.fold])).square()
-            sums += line_sums(window.query.lead[..., None].expand_as(square), square, window.mask)
+        examples = [(self._regressors(s, w.query, apart=True), w) for s, w in zip(summaries, windows, strict=True)]
+        self.level.fit(examples, [w.values.clamp(-10, 10) for w in windows], _PENALTIES, _PENALTIES + _STRONGER)
+        means = [self.level.apart(phi) for phi, _ in examples]
+        errors = [w.values - mean for w, mean in zip(windows, means, strict=True)]
+        sums = torch.zeros(5, len(self.usual), dtype=torch.float64)
+        for w, error in zip(windows, errors, strict=True):
+            sums += line_sums(w.query.lead[..., None].expand_as(error), error.square(), w.mask)
         self.variance[:] = nonnegative_line(sums).float()
+        usual = [self.deviation(w.query.lead) for w in windows]
+        sizes = [(e / s).abs().clamp(max=_LARGEST) for e, s in zip(errors, usual, strict=True)]
+        count = torch.stack([w.mask.sum((0, 1, 2)) for w in windows]).sum(0)
+        summed = [torch.where(w.mask, size, 0.0).sum((0, 1, 2)) for size, w in zip(sizes, windows, strict=True)]
+        total = torch.stack(summed).sum(0)
+        self.usual[:] = torch.where(total > 0, total / count, 1.0)
+        self.spread.fit(examples, [size - self.usual for size in sizes], _OF_SPREAD)
+        ratios = [self._ratio(self.spread.apart(phi)) for phi, _ in examples]
+        for channel in range(len(self.usual)):
+            observed = [w.mask[..., channel] for w in windows]
+            mean, error, s, ratio = (
+                torch.cat([x[..., channel][mask] for x, mask in zip(parts, observed, strict=True)])
+                for parts in (means, errors, usual, ratios)
+            )
+            if len(mean) >= _BINS * _FEW:
+                self.knots[channel], self.shape[channel] = _binned(mean, error / (s * ratio))
 
-    def _returning(self, summary: Tensor, query: Query, apart: bool) -> Tensor:
-        """The part of phi that a cycle gives, `(B, K, H, C, 3)`, or nothing of it; `apart` as in `Cycle`."""
+    def _ratio(self, spread: Tensor) -> Tensor:
+        return (1 + spread / self.usual).clamp(_SMALLEST, _LARGEST_RATIO)
+
+    def _regressors(self, summary: Tensor, query: Query, apart: bool) -> Regressors:
+        """phi, with what a cycle gives of it, `(B, K, H, C, 3)`; `apart` as in `Cycle`."""
         if self.cycle is None:
-            return summary.new_zeros(*query.times.shape, summary.shape[2], 0)
+            return Regressors(summary, query)
         ahead, now = self.cycle.expected(query, apart)
         last, known = summary[..., 0], summary[..., 1]
         offset = (known * (last - now))[:, :, None, :, None]
         fades = torch.exp(-query.lead[..., None] * query.lead.new_tensor(_OFFSETS))[..., None, :]
-        return torch.cat([ahead[..., None], offset * fades], -1)
+        return Regressors(summary, query, torch.cat([ahead[..., None], offset * fades], -1))
 
 
-def _line(summary: Tensor, query: Query, returning: Tensor, weight: Tensor) -> Tensor:
-    """w . phi, `(B, K, H, C)`, for weights `(C, P)` or `(B, K, C, P)`."""
-    steady, factors = _parts(summary)
-    sizes = [steady.shape[-1], _LINES, _CALENDAR, returning.shape[-1]]
-    of_steady, of_lines, of_calendar, of_returning = weight.split(sizes, -1)
-    level = (steady * of_steady).sum(-1)
-    scaled = (factors * of_lines)[:, :, None]  # (B, K, 1, C, 7)
-    # a batched matrix product may round by a row's place in the batch; a sum does not
-    line = level[:, :, None] + (_of_lead(query)[..., None, :] * scaled).sum(-1)
-    if query.calendar is not None:
-        line = line + (_of_calendar(query)[..., None, :] * of_calendar[..., None, :, :]).sum(-1)
-    return line + (returning * of_returning[..., None, :, :]).sum(-1)
-
-
-def _parts(summary: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of phi that stays over the lead, `(B, K, C, F + 2C)`, and what `_of_lead` scales, `(B, K, C, 7)`."""
-    channels = summary.shape[2]
-    everyone = summary[..., :2].flatten(-2)[:, :, None].expand(-1, -1, channels, -1)
-    last, mean, one = summary[..., 0], summary[..., 8], torch.ones_like(summary[..., 0])
-    factors = torch.stack([one, one, one, last, last, mean, mean], -1)
-    return torch.cat([summary, everyone], -1), factors
-
-
-def _fade(query: Query) -> Tensor:
-    return torch.exp(-3 * query.lead.clamp(max=_FARTHEST))
-
-
-def _of_lead(query: Query) -> Tensor:
-    """Functions of the lead, `(B, K, H, 7)`."""
-    lead, fade = query.lead.clamp(max=_FARTHEST), _fade(query)
-    return torch.stack([torch.ones_like(lead), lead, fade, lead, fade, lead, fade], -1)
-
-
-def _of_calendar(query: Query) -> Tensor:
-    """The calendar's phases, and those of the origin's hour once more, fading, `(B, K, H, 56)`."""
-    return torch.cat([query.phases, _fade(query)[..., None] * query.phases[..., -ORIGIN:]], -1)
-
-
-def _features(summary: Tensor, query: Query) -> Tensor:
-    """The part of phi that no cycle gives, `(B, K, H, C, P)`."""
-    steady, factors = _parts(summary)
-    lines = factors[:, :, None] * _of_lead(query)[..., None, :]
-    everyone = lines.shape[:-1]
-    calendar = _of_calendar(query)[..., None, :].expand(*everyone, -1)
-    return torch.cat([steady[:, :, None].expand(*everyone, -1), lines, calendar], -1)
-
-
-def _fine(size: int, returning: int) -> Tensor:
-    """Which of phi are the calendar's products and what it says of origins, `(P,)` bool."""
-    end = size - returning
-    place = torch.arange(size)
-    return (place >= end - _CALENDAR + PLAIN) & (place < end)
-
-
-def _ridges(moments: Tensor, told: Sequence[Tensor]) -> Tensor:
-    """Weights `(choices, C, P)` from joint second moments `(C, P + 1, P + 1)` and parts of phi, each `(P,)` bool: of
-    each of these alone, near zero and near the last value, with each penalty, which counts observations."""
-    eye = torch.eye(moments.shape[-1] - 1, dtype=moments.dtype)
-    last = eye[:, :1]  # phi begins with it
-    found = []
-    for part in told:
-        seen = torch.cat([part, part.new_ones(1)]).to(moments.dtype)
-        used = moments * seen[:, None] * seen
-        gram, cross = used[:, :-1, :-1], used[:, :-1, -1:]
-        for p in _PENALTIES + _STRONGER:
-            both = torch.linalg.solve(gram + (p + 1e-6) * eye, torch.cat([cross, cross + p * last], -1)).unbind(-1)
-            found += both if p in _PENALTIES else both[1:]
-    return torch.stack(found)
-
-
-def _excess(weight: Tensor, moments: Tensor) -> Tensor:
-    """Squared errors of `weight (..., C, P)` less those of zero weights, `(..., C)`, from joint second moments."""
-    gram, cross = moments[:, :-1, :-1], moments[:, :-1, -1]
-    return (weight * (gram @ weight[..., None])[..., 0] - 2 * weight * cross).sum(-1)
+def _binned(mean: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """Bins of means that hold as many errors each, both `(N,)`: mean of each, `(bins,)`, and quantiles `(bins, Q)`."""
+    grid = torch.tensor(GRID)
+    parts = mean.argsort(stable=True).tensor_split(_BINS)
+    return torch.stack([mean[part].mean() for part in parts]), torch.stack([error[p].quantile(grid) for p in parts])

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Normal
+from torch.distributions import Distribution
 from torch.nn.functional import linear, silu
 
 from tsde import heads
-from tsde.distribution import blend, pool_pieces
+from tsde.distribution import Quantiles, blend, pool_pieces
 from tsde.models.linear import LinearRoute
 from tsde.models.parts import mlp
 from tsde.models.recent import RecentValues
@@ -31,9 +31,9 @@ class Readout(nn.Module):
     of one where that is more: a channel that is predicted to a hundredth of its deviation needs corrections and
     intervals of that size.
 
-    After training, quantile functions are `trust` of this law's and `1 - trust` of N(ridge, s_c^2)'s, and so are means
-    with a `trust` of their own. Held-out series choose both (`tsde.trust`): on small tables a part of the regression
-    is worth more than all of what was learnt.
+    After training, quantile functions are `trust` of this law's and `1 - trust` of the regression's own
+    (`LinearRoute.law`), and so are means with a `trust` of their own. Held-out series choose both (`tsde.trust`): on
+    small tables a part of the regression is worth more than all of what was learnt.
     """
 
     trust: Tensor
@@ -81,39 +81,44 @@ class Readout(nn.Module):
         With `cells (B, K, H, C)` only those M cells are computed, batch shape `(..., M)`: most are unobserved in
         training, and this layer costs more than all others.
         """
-        known = self._known(query, cells)
-        return self._cautious(self._answer(states, cells, *known), *known[1:])
+        simple, *known = self._known(query, cells)
+        return self._cautious(self._answer(states, cells, *known), simple)
 
     def mixture(self, query: Query, states: Tensor) -> Distribution:
         """An equal mixture of the answers to S states `(S, B, K, H, D)`; a few at a time, to keep memory small."""
-        known = self._known(query, None)
+        simple, *known = self._known(query, None)
         some = max(1, _NUMBERS // known[0].numel())
         pooled = pool_pieces((self._answer(part, None, *known) for part in states.split(some)), len(states))
-        return self._cautious(pooled, *known[1:])
+        return self._cautious(pooled, simple)
 
     def learnt(self, query: Query, states: Tensor) -> Distribution:
         """The answer, whatever the trust in it."""
-        return self._answer(states, None, *self._known(query, None))
+        return self._answer(states, None, *self._known(query, None)[1:])
 
-    def _cautious(self, law: Distribution, routes: Tensor, unit: Tensor) -> Distribution:
-        if self.training or (self.trust == 1).all():
-            return law
-        return blend(law, Normal(routes[..., -1], unit, validate_args=False), self.trust)
+    def _cautious(self, law: Distribution, simple: Quantiles | None) -> Distribution:
+        return law if simple is None else blend(law, simple, self.trust)
 
-    def _known(self, query: Query, cells: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """What no state changes, in all cells or M of them: shifts of the hidden units, routes, and s."""
+    def _known(self, query: Query, cells: Tensor | None) -> tuple[Quantiles | None, Tensor, Tensor, Tensor]:
+        """What no state changes, in all cells or M of them: the regression's law where some of it is wanted, shifts of
+        the hidden units, routes, and s."""
         features, routes = self.recent(query)
         embedded = self.embedding.expand(*features.shape[:2], -1, -1)
         bias = self.mix(self.latent.bias.unflatten(0, (len(self.embedding), -1)))  # of W_y,c, (C, W)
         local = self.local(torch.cat([features, embedded], -1)) + bias  # (B, K, C, W)
         lead = self.lead(lead_features(query.lead))  # (B, K, H, W)
-        straight = self.linear(features, query)[..., None]  # (B, K, H, C, 1)
+        straight = self.linear(features, query)  # (B, K, H, C)
+        whole = self.training or bool((self.trust == 1).all())
+        simple = None if whole else self.linear.law(features, query, straight)
         unit = self.linear.deviation(query.lead).clamp(max=1.0)  # (B, K, H, C)
         if cells is None:
-            every = routes[:, :, None].expand(*straight.shape[:-1], -1)
-            return local[:, :, None] + lead[..., None, :], torch.cat([every, straight], -1), unit
+            every = routes[:, :, None].expand(*straight.shape, -1)
+            shift = local[:, :, None] + lead[..., None, :]
+            return simple, shift, torch.cat([every, straight[..., None]], -1), unit
         b, k, h, c = cells.nonzero(as_tuple=True)
-        return local[b, k, c] + lead[b, k, h], torch.cat([routes[b, k, c], straight[b, k, h, c]], -1), unit[cells]
+        if simple is not None:
+            simple = Quantiles(simple.mean[cells], simple.values[cells], simple.levels)
+        known = torch.cat([routes[b, k, c], straight[b, k, h, c, None]], -1)
+        return simple, local[b, k, c] + lead[b, k, h], known, unit[cells]
 
     def _answer(
         self, states: Tensor, cells: Tensor | None, shift: Tensor, routes: Tensor, unit: Tensor

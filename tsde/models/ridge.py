@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch.distributions import Distribution, Normal
+from torch.distributions import Distribution
 
 from tsde.model import Forecaster, Loss
 from tsde.models.linear import LinearRoute
@@ -25,7 +25,7 @@ class RidgeConfig(BaseModel):
 
 
 class Ridge(Forecaster):
-    """x_c(t) ~ N(w_c . phi_c, a_c + b_c lead), one ridge regression per channel: see `LinearRoute`."""
+    """x_c(t) = w_c . phi_c + s_c e, by ridge regression of both the mean and the spread: see `LinearRoute`."""
 
     def __init__(self, config: RidgeConfig, channels: int):
         super().__init__()
@@ -36,8 +36,8 @@ class Ridge(Forecaster):
         self.linear.fit([self.recent(window.query)[0] for window in windows], windows)
 
     def forward(self, query: Query) -> Distribution:
-        mean = self.linear(self.recent(query)[0], query)
-        return Normal(mean, self.linear.deviation(query.lead), validate_args=False)
+        summary, _ = self.recent(query)
+        return self.linear.law(summary, query, self.linear(summary, query))
 
     def loss(self, window: Window) -> Loss:
         return closed_form_loss(self(window.query), window)
