@@ -193,5 +193,5 @@ def _window(series: SeriesSet, chosen: Tensor, row: Tensor, count: Tensor) -> Wi
     context = series.pad(series.offsets[chosen].maximum(row - CONTEXT + 1), row, chosen, reference)
     times = (series.times[target] - reference[:, None, None]).float()
     mask = series.mask[target] & (slot <= count[:, None])[:, None, :, None]
-    query = Query(context, torch.zeros(len(row), 1), times)
+    query = Query(context, torch.zeros(len(row), 1), times, group=series.group[chosen][:, None])
     return Window(query, series.values[target], mask, series.representative[chosen])

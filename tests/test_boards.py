@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,14 @@ def test_windows_of_unlike_lengths_share_a_batch() -> None:
     (window,) = tasks.windows_at(series, torch.tensor([2, 0]), 0.5)
     assert [len(w.series) for w in both] == [1]
     assert window.mask.sum((1, 2, 3)).tolist() == [1, 3]
+
+
+def test_windows_say_which_group_they_are_of() -> None:
+    """Else the windows of a trajectory would count as series that differ, when trust is told."""
+    series = replace(ragged(), belongs=torch.tensor([7, 3, 7]))
+    windows = tasks.windows_at(series, torch.tensor([0, 2]), 0.5) + tasks.windows_at(series, torch.tensor([1]), 5.5)
+    of = dict(zip((0, 2, 1), torch.cat([w.query.groups.flatten() for w in windows]).tolist(), strict=True))
+    assert of[0] == of[2] != of[1]
 
 
 def test_physiome_splits_whole_series_by_seed(data: Path) -> None:

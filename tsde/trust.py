@@ -8,26 +8,22 @@ import torch
 from torch import Tensor
 
 from tsde.distribution import Quantiles, average, summarise
-from tsde.metrics import clustered_ratio, crps_quantiles, mse
+from tsde.metrics import crps_quantiles, mse
 from tsde.model import Cautious, Forecaster
 from tsde.validating import log_scores
 from tsde.windows import Window
 
 _TRUSTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
-_DOUBT = 0.5  # standard errors
-_DEAREST = 0.05  # excess of score that is paid for a simpler forecast
 
 
 def choose_trust(
     members: Sequence[Forecaster], validation: Iterable[Sequence[Window]], unseen: Sequence[Window] = ()
 ) -> None:
-    """The least trust in what was learnt whose score on held-out windows is within half a standard error of the best.
+    """The trust in what was learnt that scores best on held-out windows.
 
-    Means are scored by squared error and quantile functions by CRPS. Where they cannot tell two trusts apart, the
-    simpler forecast has the say (the rule of one standard error of Breiman et al. 1984; half of one did better), but
-    for no more than a twentieth of the score. Scores are compared group by group of origins (`tsde.windows.Origins`),
-    by logarithms (`tsde.metrics.log_means`): of totals, one wild series in six can have nine tenths, and whatever it
-    says has an error in which nothing differs. From a single group there is no error, and the best is taken.
+    Means are scored by squared error and quantile functions by CRPS, and groups of origins (`tsde.windows.Origins`)
+    count by the logarithms of their scores (`tsde.metrics.log_means`): of totals, one wild series in six can have nine
+    tenths.
 
     All members have one trust. Each is scored where it was validated, and groups where several were count once, by the
     mean of their logarithms. But what was learnt was stopped where it did best there, which flatters it; so windows
@@ -50,8 +46,8 @@ def choose_trust(
         together, count = _log_scores(members, unseen)
         logs.append(together)
         weights.append(count)
-    weight = torch.cat(weights)
-    taken = torch.tensor([_least(log, weight) for log in torch.cat(logs).unbind(1)])
+    total = (torch.cat(weights)[:, None, None] * torch.cat(logs)).sum(0)  # (2, trusts)
+    taken = torch.tensor(_TRUSTS)[total.argmin(-1)]
     for part in cautious:
         part.trust.copy_(taken)
 
@@ -80,13 +76,3 @@ def _log_scores(members: Sequence[Forecaster], windows: Sequence[Window]) -> tup
         return torch.stack(found, -1)
 
     return log_scores(windows, both)
-
-
-def _least(logs: Tensor, weight: Tensor) -> float:
-    """The least trust that will do, from the groups' logarithms `(G, trusts)` and weights `(G,)`."""
-    best = int((weight[:, None] * logs).sum(0).argmin())
-    difference = weight[:, None] * (logs - logs[:, best, None])
-    excess = clustered_ratio(difference, weight[:, None], torch.arange(len(weight)))
-    fair = (excess.value <= (_DOUBT * excess.error).clamp(max=_DEAREST)) & torch.isfinite(excess.error)
-    fair[best] = True
-    return _TRUSTS[int(torch.nonzero(fair).max())]
