@@ -33,9 +33,9 @@ class LinearRoute(nn.Module):
 
     The errors of each fold under weights from the others tell the rest. Their squares follow a_c + b_c lead with a,
     b >= 0, by least squares; in units of that root their absolute values are regressed on phi (Glejser 1969), and s is
-    the product of both. What is left, e, has a law by the mean: in each of eight bins of means its quantiles, linear
-    in between (in the spirit of Walz et al. 2024, "Easy uncertainty quantification"). Rain is skewed where little is
-    forecast, and nearly symmetric where much is.
+    the root times that, within a fifth and five times of the usual. What is left, e, has a law by the mean: in each of
+    eight bins of means its quantiles, linear in between (in the spirit of Walz et al. 2024, "Easy uncertainty
+    quantification"). Rain is skewed where little is forecast, and nearly symmetric where much is.
     """
 
     variance: Tensor
