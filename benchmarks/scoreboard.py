@@ -101,12 +101,12 @@ trust told by the calibration series too, and forecasts kept between the ends th
 snow: three channels of B5 and five of B6 have one, those of other boards none; (6) regressions near the last value
 where that forecasts better, which moves ridge by a quarter of a percent at most on calibration series of every board,
 folds 0 and 1 (they came to know more of the calendar then too, but no board's times are dates); (7) a law around
-regressions that says by the context how wide and how skewed it is, and the best trust taken, without a head start for
-the regression. All rows of `ridge` came after (7), with 1 to 27 % less CRPS than before on B1, 11 on B2, 2 on B5 and
-B6, 1 and 3 on B4, and 11 % more on B3, where windows of training know more rows than those of the test; so did those
-of `filter` on B5, on B6 and, with nothing dropped, on B2. All other rows of B5 came after (5); the other baselines of
-B1, B2 and B6 after (4), of which those of B1 and B2 stay what they are; the rest before (4), but for some of B2, and
-the notes say what else they lack and what changed where they were repeated.
+regressions that says by the context how wide and how skewed it is (bins of means were eighths then), and the best trust
+taken, without a head start for the regression. All rows of `ridge` came after (7), with 1 to 27 % less CRPS than before
+on B1, 11 on B2, 2 on B5 and B6, 1 and 3 on B4, and 11 % more on B3, where windows of training know more rows than those
+of the test; so did those of `filter` on B5, on B6 and, with nothing dropped, on B2. All other rows of B5 came after
+(5); the other baselines of B1, B2 and B6 after (4), of which those of B1 and B2 stay what they are; the rest before
+(4), but for some of B2, and the notes say what else they lack and what changed where they were repeated.
 
 The names of our rows are families and the settings that differ from the defaults; `last`, `mean` and `ridge` are the
 baselines, `analog` and `oracle` references of single boards. Marks of quoted numbers: [R] read in an official

@@ -19,7 +19,8 @@ _OF_SPREAD = (1e12, 1e4, 1e3, 1e2, 1e1)  # of the first nothing is left
 _OFFSETS = (3.0, 12.0)  # per horizon: how fast the distance from a cycle is forgotten
 _LARGEST = 10.0  # deviations of an error, for the sake of its spread
 _SMALLEST, _LARGEST_RATIO = 0.2, 5.0  # of a spread to the usual one
-_BINS = 8  # of means, each with a law of errors
+_EDGES = (0.03, 0.1, 0.25, 0.5, 0.75, 0.9, 0.97)  # of bins of means, each with a law of errors
+_BINS = len(_EDGES) + 1
 _FEW = 25  # errors per bin
 
 
@@ -34,8 +35,8 @@ class LinearRoute(nn.Module):
     The errors of each fold under weights from the others tell the rest. Their squares follow a_c + b_c lead with a,
     b >= 0, by least squares; in units of that root their absolute values are regressed on phi (Glejser 1969), and s is
     the root times that, within a fifth and five times of the usual. What is left, e, has a law by the mean: in each of
-    eight bins of means its quantiles, linear in between (in the spirit of Walz et al. 2024, "Easy uncertainty
-    quantification"). Rain is skewed where little is forecast, and nearly symmetric where much is.
+    eight bins of means, fine at both ends, its quantiles, linear in between (in the spirit of Walz et al. 2024, "Easy
+    uncertainty quantification"). Rain is skewed where little is forecast, and nearly symmetric where much is.
     """
 
     variance: Tensor
@@ -125,7 +126,8 @@ class LinearRoute(nn.Module):
 
 
 def _binned(mean: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-    """Bins of means that hold as many errors each, both `(N,)`: mean of each, `(bins,)`, and quantiles `(bins, Q)`."""
-    grid = torch.tensor(GRID)
-    parts = mean.argsort(stable=True).tensor_split(_BINS)
+    """Bins of means, with as many errors each where these are few, both `(N,)`: mean of each, `(bins,)`, and quantiles
+    of its errors, `(bins, Q)`."""
+    grid, bounds = torch.tensor(GRID), [round(len(mean) * edge) for edge in _EDGES]
+    parts = mean.argsort(stable=True).tensor_split(bounds if bounds[0] >= _FEW else _BINS)
     return torch.stack([mean[part].mean() for part in parts]), torch.stack([error[p].quantile(grid) for p in parts])
