@@ -35,8 +35,7 @@ def law(of: Window, on: Window) -> Quantiles:
     """What a route that was fitted to one window says of another."""
     route, recent = LinearRoute(1, RecentValues.size), RecentValues()
     route.fit([recent(of.query)[0]], [of])
-    summary, _ = recent(on.query)
-    return route.eval().law(summary, on.query, route(summary, on.query))
+    return route.eval().law(recent(on.query)[0], on.query)
 
 
 def at(law: Quantiles, *levels: float) -> list[Tensor]:

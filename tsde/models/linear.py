@@ -18,7 +18,7 @@ _STRONGER = (1e5, 1e4)  # near the last value only: near zero a context would be
 _OF_SPREAD = (1e12, 1e4, 1e3, 1e2, 1e1)  # of the first nothing is left
 _OFFSETS = (3.0, 12.0)  # per horizon: how fast the distance from a cycle is forgotten
 _LARGEST = 10.0  # deviations of an error, for the sake of its spread
-_SMALLEST, _LARGEST_RATIO = 0.2, 5.0  # of a spread to the usual one
+_RATIOS = (0.2, 5.0)  # of a spread to the usual one, at least and at most
 _EDGES = (0.03, 0.1, 0.25, 0.5, 0.75, 0.9, 0.97)  # of bins of means, each with a law of errors
 _BINS = len(_EDGES) + 1
 _FEW = 25  # errors per bin
@@ -34,13 +34,12 @@ class LinearRoute(nn.Module):
 
     The errors of each fold under weights from the others tell the rest. Their squares follow a_c + b_c lead with a,
     b >= 0, by least squares; in units of that root their absolute values are regressed on phi (Glejser 1969), and s is
-    the root times that, within a fifth and five times of the usual. What is left, e, has a law by the mean: in each of
-    eight bins of means, fine at both ends, its quantiles, linear in between (in the spirit of Walz et al. 2024, "Easy
-    uncertainty quantification"). Rain is skewed where little is forecast, and nearly symmetric where much is.
+    the root times that, in units of its average, between a fifth and five. What is left, e, has a law by the mean: in
+    each of eight bins of means, fine at both ends, its quantiles, linear in between (in the spirit of Walz et al. 2024,
+    "Easy uncertainty quantification"). Rain is skewed where little is forecast, and nearly symmetric where much is.
     """
 
     variance: Tensor
-    usual: Tensor
     knots: Tensor
     shape: Tensor
 
@@ -56,7 +55,6 @@ class LinearRoute(nn.Module):
         self.level = Regression(channels, summary, further)
         self.spread = Regression(channels, summary, further)
         self.register_buffer("variance", torch.tensor([[1.0], [0.0]]).repeat(1, channels))  # (2, C): a, b
-        self.register_buffer("usual", torch.ones(channels))  # mean of |error| in units of its root
         self.register_buffer("knots", torch.zeros(channels, _BINS))
         self.register_buffer("shape", torch.special.ndtri(torch.tensor(GRID)).repeat(channels, _BINS, 1))
 
@@ -65,12 +63,12 @@ class LinearRoute(nn.Module):
         a cycle, that have not seen the row's fold."""
         return self.level(self._regressors(summary, query, self.training))
 
-    def law(self, summary: Tensor, query: Query, mean: Tensor) -> Quantiles:
-        """The law around these means, on `tsde.distribution.GRID`."""
-        ratio = self._ratio(self.spread(self._regressors(summary, query, self.training)))
-        unit = ratio * self.deviation(query.lead)
+    def law(self, summary: Tensor, query: Query) -> Quantiles:
+        """The law around the means of `forward`, on `tsde.distribution.GRID`."""
+        phi = self._regressors(summary, query, self.training)
+        mean, unit = self.level(phi), _ratio(self.spread(phi)) * self.deviation(query.lead)
         left = (mean[..., None] > self.knots[:, 1:-1]).sum(-1)  # the bin below, (B, K, H, C)
-        place = left + _BINS * torch.arange(len(self.usual), device=left.device)
+        place = left + _BINS * torch.arange(len(self.knots), device=left.device)
         start, end = (self.knots.flatten()[at] for at in (place, place + 1))
         share = ((mean - start) / (end - start).clamp(min=1e-9)).clamp(0, 1)[..., None]
         shape = self.shape.flatten(0, 1)
@@ -90,7 +88,7 @@ class LinearRoute(nn.Module):
         self.level.fit(examples, [w.values.clamp(-10, 10) for w in windows], _PENALTIES, _PENALTIES + _STRONGER)
         means = [self.level.apart(phi) for phi, _ in examples]
         errors = [w.values - mean for w, mean in zip(windows, means, strict=True)]
-        sums = torch.zeros(5, len(self.usual), dtype=torch.float64)
+        sums = torch.zeros(5, len(self.knots), dtype=torch.float64)
         for w, error in zip(windows, errors, strict=True):
             sums += line_sums(w.query.lead[..., None].expand_as(error), error.square(), w.mask)
         self.variance[:] = nonnegative_line(sums).float()
@@ -99,10 +97,10 @@ class LinearRoute(nn.Module):
         count = torch.stack([w.mask.sum((0, 1, 2)) for w in windows]).sum(0)
         summed = [torch.where(w.mask, size, 0.0).sum((0, 1, 2)) for size, w in zip(sizes, windows, strict=True)]
         total = torch.stack(summed).sum(0)
-        self.usual[:] = torch.where(total > 0, total / count, 1.0)
-        self.spread.fit(examples, [size - self.usual for size in sizes], _OF_SPREAD)
-        ratios = [self._ratio(self.spread.apart(phi)) for phi, _ in examples]
-        for channel in range(len(self.usual)):
+        average = torch.where(total > 0, total / count, 1.0)
+        self.spread.fit(examples, [size / average - 1 for size in sizes], _OF_SPREAD)
+        ratios = [_ratio(self.spread.apart(phi)) for phi, _ in examples]
+        for channel in range(len(self.knots)):
             observed = [w.mask[..., channel] for w in windows]
             mean, error, s, ratio = (
                 torch.cat([x[..., channel][mask] for x, mask in zip(parts, observed, strict=True)])
@@ -110,9 +108,6 @@ class LinearRoute(nn.Module):
             )
             if len(mean) >= _BINS * _FEW:
                 self.knots[channel], self.shape[channel] = _binned(mean, error / (s * ratio))
-
-    def _ratio(self, spread: Tensor) -> Tensor:
-        return (1 + spread / self.usual).clamp(_SMALLEST, _LARGEST_RATIO)
 
     def _regressors(self, summary: Tensor, query: Query, apart: bool) -> Regressors:
         """phi, with what a cycle gives of it, `(B, K, H, C, 3)`; `apart` as in `Cycle`."""
@@ -123,6 +118,11 @@ class LinearRoute(nn.Module):
         offset = (known * (last - now))[:, :, None, :, None]
         fades = torch.exp(-query.lead[..., None] * query.lead.new_tensor(_OFFSETS))[..., None, :]
         return Regressors(summary, query, torch.cat([ahead[..., None], offset * fades], -1))
+
+
+def _ratio(spread: Tensor) -> Tensor:
+    """Of a spread to the usual one."""
+    return (1 + spread).clamp(*_RATIOS)
 
 
 def _binned(mean: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:

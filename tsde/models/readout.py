@@ -106,9 +106,9 @@ class Readout(nn.Module):
         bias = self.mix(self.latent.bias.unflatten(0, (len(self.embedding), -1)))  # of W_y,c, (C, W)
         local = self.local(torch.cat([features, embedded], -1)) + bias  # (B, K, C, W)
         lead = self.lead(lead_features(query.lead))  # (B, K, H, W)
-        straight = self.linear(features, query)  # (B, K, H, C)
         whole = self.training or bool((self.trust == 1).all())
-        simple = None if whole else self.linear.law(features, query, straight)
+        simple = None if whole else self.linear.law(features, query)
+        straight = self.linear(features, query) if simple is None else simple.mean  # (B, K, H, C)
         unit = self.linear.deviation(query.lead).clamp(max=1.0)  # (B, K, H, C)
         if cells is None:
             every = routes[:, :, None].expand(*straight.shape, -1)

@@ -36,8 +36,7 @@ class Ridge(Forecaster):
         self.linear.fit([self.recent(window.query)[0] for window in windows], windows)
 
     def forward(self, query: Query) -> Distribution:
-        summary, _ = self.recent(query)
-        return self.linear.law(summary, query, self.linear(summary, query))
+        return self.linear.law(self.recent(query)[0], query)
 
     def loss(self, window: Window) -> Loss:
         return closed_form_loss(self(window.query), window)
